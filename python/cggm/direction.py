@@ -1,0 +1,89 @@
+"""Direction of the head's gradient: turned towards the unimodal classifiers that should catch up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cggm_ops import batched_cosine
+
+from .policies.base import State
+
+
+def rotate_(
+    gradient: Tensor, unimodal: Sequence[Tensor], cosines: Tensor, weights: Tensor, lam: float
+) -> None:
+    """Turn the head's gradient in place, in closed form.
+
+    `g ← g + λ ‖g‖ Σ_i B_i (u_i / ‖u_i‖ − cos_i · g / ‖g‖)`: each bracket is the part of `u_i` at right angles
+    to `g`, so that to first order the norm stays. A zero `u_i` counts as nothing.
+
+    Args:
+        gradient: `[C, H]`, gradient of the head's weight; mutated.
+        unimodal: M tensors of that shape, gradients of the classifiers' output weights.
+        cosines: `[M]`, their cosines with `gradient`.
+        weights: `[M]`, balancing terms `B_i`.
+        lam: λ `>= 0`.
+    """
+    stacked = torch.stack(list(unimodal)).float().flatten(1)  # [M, D]
+    units = torch.nn.functional.normalize(stacked, dim=1, eps=torch.finfo(torch.float32).tiny)
+    norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+    pull = (weights @ units).view_as(gradient)
+    gradient.mul_(1 - lam * (weights @ cosines)).add_((lam * norm * pull).to(gradient.dtype))
+
+
+def linear_term(value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+    """A loss term of the given value whose gradient, with respect to `weight`, is `gradient`.
+
+    It reaches the weight through the ordinary backward pass, so that loss scaling, accumulation and gradient
+    reduction treat it like every other part of the loss.
+    """
+    return value + ((weight - weight.detach()) * gradient.detach()).sum()
+
+
+def gradient_term(
+    loss: Tensor, losses: Tensor, head: Tensor, outputs: Sequence[Tensor], weights: Tensor
+) -> Tensor:
+    """The paper's `L_gm = (1/M) Σ_i (|B_i| − B_i cos(∇_{W_Ω} L, ∇_{W_i} L_i))` (equation 9).
+
+    Differentiated through the head's gradient, with respect to the head's weight alone.
+
+    Args:
+        loss: the multimodal loss, 0-dimensional, twice differentiable.
+        losses: `[M]`, the unimodal losses.
+        head: weight `[C, H]` of the head.
+        outputs: the M classifiers' output weights, of that shape.
+        weights: `[M]`, balancing terms `B_i`.
+    """
+    unimodal = torch.autograd.grad(losses.sum(), list(outputs), retain_graph=True)
+    with torch.enable_grad():
+        (fusion,) = torch.autograd.grad(loss, head, create_graph=True)
+        cosines = batched_cosine(fusion.flatten(), torch.stack([u.flatten() for u in unimodal]))
+        term = (weights.abs() - weights * cosines).mean()
+        (gradient,) = torch.autograd.grad(term, head, retain_graph=True)
+    return linear_term(term.detach(), head, gradient)
+
+
+def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> State:
+    """Value and gradient of the released script's `G = (1/M) (Σ |B_i| − Σ B_i cos(W_i, W_Ω))`, for the next step.
+
+    Args:
+        head: weight `[C, H]` of the head, `W_Ω`.
+        outputs: the M classifiers' output weights `W_i`.
+        weights: `[M]`, balancing terms `B_i`.
+    """
+    with torch.enable_grad():
+        leaf = head.detach().requires_grad_()
+        cosines = batched_cosine(leaf.flatten(), torch.stack([w.detach().flatten() for w in outputs]))
+        value = (weights.abs() - weights * cosines).mean()
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return {"direction_value": value.detach(), "direction_gradient": gradient}
+
+
+def weights_term(head: Tensor, state: State) -> Tensor | float:
+    """The term `G` that `weights_state` found in the step before; 0 in the first step."""
+    if "direction_value" not in state:
+        return 0.0
+    return linear_term(state["direction_value"], head, state["direction_gradient"])

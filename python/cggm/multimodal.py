@@ -1,0 +1,113 @@
+"""The user's model as balanced training sees it: encoders, head, and the unimodal classifiers attached to it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
+from .junction import Meet
+from .modalities import Modalities, find_module, unwrap
+
+
+class MultimodalModel:
+    """Finds the parts by name, attaches what balancing needs, and takes it off again.
+
+    Modules are looked up by name whenever they are used: sharding and compilation replace objects, not names.
+
+    Args:
+        model: the user's model, behind `torch.compile` or `DistributedDataParallel` or not.
+        encoders: modality -> encoder, or (encoder, selector).
+        head: the fusion's output layer, by name or module.
+        classifiers: as in `build_classifiers`.
+        meet: the policy's rule at the junction, or None where gradients pass unchanged.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot work; nothing has been attached then.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoders: Mapping[str, Any],
+        head: str | nn.Module,
+        *,
+        classifiers: Mapping[str, Any] | str | None,
+        meet: Meet | None,
+    ) -> None:
+        self._model = _check_model(model)
+        self._head_path, found = find_module(self._model, head, "head")
+        _check_head(found, self._head_path)
+        self.modalities = Modalities(self._model, encoders, meet)
+        named = dict(zip(self.modalities.names, self.modalities.encoders(), strict=True))
+        self.classifiers: UnimodalClassifiers = build_classifiers(classifiers, named, found)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weight, `[C, H]`."""
+        return self._model.get_submodule(self._head_path).weight
+
+    def attach(self, optimizer: Optimizer, lr: float | None) -> None:
+        """Hooks onto the encoders, classifiers into the model and into a parameter group of their own.
+
+        Args:
+            optimizer: gets the group of those classifier parameters that are not the model's already.
+            lr: the group's learning rate; None for that of the first group.
+        """
+        for name, encoder in zip(self.modalities.names, self.modalities.encoders(), strict=True):
+            if not any(p.requires_grad for p in encoder.parameters()):
+                warnings.warn(
+                    f"encoder {name!r} is frozen: its score counts, but there is nothing to modulate",
+                    stacklevel=4,
+                )
+        own = [
+            (f"{ATTACHED}.{name}", p) for name, p in self.classifiers.named_parameters() if p in self._own()
+        ]
+        first = optimizer.param_groups[0]
+        group: dict[str, Any] = {"params": own if "param_names" in first else [p for _, p in own]}
+        if "lr" in first:
+            group["lr"] = first["lr"] if lr is None else lr
+        if own:
+            optimizer.add_param_group(group)
+        self._model.add_module(ATTACHED, self.classifiers)
+        self.modalities.attach()
+
+    def detach(self, optimizer: Optimizer) -> None:
+        """Undo `attach`: the model is as it was before, with what it has learnt."""
+        self.modalities.detach()
+        delattr(self._model, ATTACHED)
+        own = self._own()
+        optimizer.param_groups[:] = [g for g in optimizer.param_groups if not own.issuperset(g["params"])]
+        for parameter in own:
+            optimizer.state.pop(parameter, None)
+
+    def _own(self) -> set[Tensor]:
+        """The classifiers' parameters that are not the model's anyway; to be asked while they are not attached."""
+        return set(self.classifiers.parameters()) - set(self._model.parameters())
+
+
+def _check_model(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    if isinstance(model, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        raise TypeError(
+            f"model is an {type(model).__name__}, whose own children would include the attached classifiers; "
+            "make it an attribute of a module of your own"
+        )
+    if hasattr(model, ATTACHED):
+        raise ValueError(f"model already carries {ATTACHED}: call detach() on its former wrapper first")
+    return model
+
+
+def _check_head(head: nn.Module, path: str) -> None:
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        raise ValueError(
+            f"head: {path!r} is a {type(head).__name__} without a weight matrix; name the fusion's output layer "
+            "(an nn.Linear, say), not the block around it"
+        )

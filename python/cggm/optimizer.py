@@ -1,0 +1,245 @@
+"""The optimizer wrapper: orchestration only. Scores -> policy -> coefficients -> application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import checkpoint, direction
+from .application import UpdateScaling, choose_application, gradient_norms, head_cosines, scale_gradients_
+from .distributed import world_size
+from .multimodal import MultimodalModel
+from .pending import PendingStep
+from .policies import CGGM, Policy
+from .policies.base import State
+from .statistics import Statistics
+from .tasks import Task, find_task
+from .wrapped import WrappedOptimizer
+
+
+class CGGMOptimizerWrapper(WrappedOptimizer):
+    """Makes any optimizer balance the modalities of a multimodal model.
+
+    Two lines in the training loop beside this constructor: `loss = optimizer.balance(loss, target)` between
+    forward and backward, and the `optimizer.step()` that is there anyway. Everything that takes an optimizer
+    (schedulers, `GradScaler`, checkpoints) takes the wrapper.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer` over the model's parameters; the wrapper drives it and adds one
+            parameter group, the unimodal classifiers'.
+        model: the model, behind `torch.compile` or `DistributedDataParallel` or not.
+        encoders: modality name -> encoder, by dotted submodule name or module, or a pair of that and the
+            selector of the features in its output. At least two.
+        head: the fusion's output layer, by name or module; it has a weight matrix `[C, H]`.
+        policy: the balancing method, by default `CGGM()`.
+        task: `"classification"`, `"regression"`, or a `Task`.
+        classifiers: None for default unimodal classifiers, `"attention"`, or a mapping modality -> module,
+            (module, name of its output layer) or width of the features.
+        apply: where coefficients act. `"feature"`: on the gradient entering the encoder at its output, at a cost
+            that does not depend on the number of parameters. `"gradient"`: on the parameters' gradients.
+            `"update"`: on what the optimizer does to the parameters, which survives the normalisation of Adam
+            and kin. `"auto"`: what the policy prefers with this optimizer.
+        classifier_lr: learning rate of the unimodal classifiers, by default that of the first group.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot work; the message names it and the mend.
+
+    >>> class Model(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.audio, self.image, self.head = nn.Linear(8, 4), nn.Linear(6, 4), nn.Linear(8, 3)
+    ...     def forward(self, audio, image):
+    ...         return self.head(torch.cat([self.audio(audio), self.image(image)], 1).relu())
+    >>> model = Model()
+    >>> optimizer = CGGMOptimizerWrapper(torch.optim.SGD(model.parameters(), lr=0.1), model,
+    ...                                  encoders={"audio": "audio", "image": "image"}, head="head")
+    >>> target = torch.randint(3, (16,))
+    >>> loss = nn.functional.cross_entropy(model(torch.randn(16, 8), torch.randn(16, 6)), target)
+    >>> optimizer.balance(loss, target).backward()
+    >>> optimizer.step()
+    >>> optimizer.statistics["coefficients"]
+    tensor([1., 1.])
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        *,
+        encoders: Mapping[str, Any],
+        head: str | nn.Module,
+        policy: Policy | None = None,
+        task: str | Task = "classification",
+        classifiers: Mapping[str, Any] | str | None = None,
+        apply: Literal["auto", "feature", "gradient", "update"] = "auto",
+        classifier_lr: float | None = None,
+    ) -> None:
+        super().__init__(optimizer)
+        self.policy = CGGM() if policy is None else policy
+        self.task = find_task(task)
+        self.application = choose_application(self.policy, apply, optimizer)
+        meet = self.policy.meet if self.application == "feature" else None
+        self._model = MultimodalModel(model, encoders, head, classifiers=classifiers, meet=meet)
+        self._model.attach(optimizer, classifier_lr)
+
+        self._pending = PendingStep(self.policy, feature=self.application == "feature")
+        self._state: State = {}  # the policy's, as of the last step taken
+        self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
+        self.statistics: Mapping[str, Tensor] = Statistics({})
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities' names, in the order of every `[M]` tensor."""
+        return self._model.modalities.names
+
+    def balance(self, loss: Tensor, target: Tensor) -> Tensor:
+        """The loss to go backward from: the multimodal loss, the classifiers' losses and the direction term.
+
+        Runs the unimodal classifiers on the features of the forward pass just made, and makes the coefficients
+        from their scores. Call it once per forward pass; with gradient accumulation on the undivided loss.
+
+        Args:
+            loss: the multimodal loss, 0-dimensional, with its graph.
+            target: the batch's target, in a form that the task knows.
+
+        Raises:
+            RuntimeError: no forward pass since the last call, gradients disabled.
+            ValueError: a loss that is not 0-dimensional, a target of the wrong shape.
+        """
+        if not torch.is_grad_enabled() or not loss.requires_grad:
+            raise RuntimeError(
+                "balance() needs a loss with a graph: call it outside torch.no_grad(), before backward()"
+            )
+        if loss.ndim:
+            raise ValueError(
+                f"loss must be 0-dimensional, as its mean over the batch, got {list(loss.shape)}"
+            )
+        junctions = self._model.modalities.latest()
+        features = [j.features.detach() if self.policy.detach_features else j.features for j in junctions]
+        outputs = self._model.classifiers(features, fit=self._fresh and world_size() == 1)
+        losses = torch.stack([self.task.loss(output, target).float() for output in outputs])  # [M]
+        if self.policy.score == "loss":
+            scores = -losses.detach()
+        else:
+            scores = torch.stack([self.task.score(output.detach(), target).float() for output in outputs])
+        self._fresh = False
+        self._model.modalities.forget()
+        self._pending.add(scores, target.shape[0], junctions, self._state)
+        total = loss + losses.sum() + self._direction_term(loss, losses)
+        total.register_hook(self._pending.mark_backward)
+        return total
+
+    @torch.no_grad()
+    def modulate(self) -> None:
+        """Apply the coefficients to the gradients now, and measure them; `step()` does it where nobody has.
+
+        For whoever clips or inspects gradients between `backward()` and `step()`; the order is unscale, modulate,
+        clip, step. Calling it again before the step does nothing.
+
+        Raises:
+            RuntimeError: `balance()` was called, but its loss has not gone backward.
+        """
+        if self._pending.balance is None or self._pending.modulated:
+            return
+        owned = self._model.modalities.owned()
+        if not self._pending.backward_ran or all(p.grad is None for p, _ in owned):
+            raise RuntimeError(
+                "a balanced loss is pending, but the encoders have no gradients: call backward() on what "
+                "balance() returned before step(), and zero_grad() not between the two"
+            )
+        coefficients, weights, _ = self._pending.balance
+        fusion, unimodal = self._head_gradients()
+        measured = {"scores": self._pending.scores, "coefficients": coefficients}
+        if self.application == "gradient":
+            measured["cosines"], measured["grad_norms"] = scale_gradients_(
+                owned, coefficients, fusion, unimodal
+            )
+        else:
+            measured["cosines"] = head_cosines(fusion, unimodal, coefficients)
+        if self.policy.lam > 0 and self.policy.direction == "rotation" and fusion is not None:
+            direction.rotate_(fusion, unimodal, measured["cosines"], weights, self.policy.lam)
+        if self.policy.lam > 0 and self.policy.direction == "weights":
+            outputs = self._model.classifiers.output_weights()
+            self._pending.remember(direction.weights_state(self._model.head_weight, outputs, weights))
+        self.statistics = Statistics(measured, grad_norms=lambda: gradient_norms(owned, coefficients))
+        self._pending.modulated = True
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Modulate if that is still to be done, step the wrapped optimizer, and commit the policy's state.
+
+        Without a balanced loss since the last step, this is the wrapped optimizer's own step.
+
+        Args:
+            closure: re-evaluates the model, calling `balance()` and `backward()`, and returns the loss.
+        """
+        balanced = closure is not None or self._pending.balance is not None
+        scaling = (
+            UpdateScaling(self._model.modalities.owned())
+            if self.application == "update" and balanced
+            else None
+        )
+        if closure is None:
+            self.modulate()
+            result = self.base.step()
+        else:
+            result = self.base.step(self._modulating(closure))
+        if self._pending.balance is not None:
+            if scaling is not None:
+                scaling.apply(self._pending.balance.coefficients)
+            self._state = self._pending.balance.state
+        self._pending.clear()
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and forget the scores of a step that was skipped."""
+        self.base.zero_grad(set_to_none=set_to_none)
+        self._pending.drop_done(self._state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the wrapped optimizer; encoders' new parameters are modulated from now on."""
+        super().add_param_group(param_group)
+        self._model.modalities.refresh()
+
+    def detach(self) -> None:
+        """Take the hooks, the unimodal classifiers and their parameter group off again.
+
+        The model is then as it was before, with what it has learnt, and the wrapped optimizer goes on alone.
+        """
+        self._model.detach(self.base)
+
+    def _head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
+        """Gradients of the head's weight and of the classifiers' output weights; None where one is missing."""
+        unimodal = [w.grad for w in self._model.classifiers.output_weights() if w.grad is not None]
+        return (self._model.head_weight.grad if len(unimodal) == len(self.modalities) else None), unimodal
+
+    def _direction_term(self, loss: Tensor, losses: Tensor) -> Tensor | float:
+        """The part of the direction that is a term of the loss."""
+        if self.policy.lam > 0 and self.policy.direction == "gradient":
+            weights, outputs = self._pending.balance.weights, self._model.classifiers.output_weights()
+            term = direction.gradient_term(loss, losses, self._model.head_weight, outputs, weights)
+            return self.policy.lam * term
+        if self.policy.lam > 0 and self.policy.direction == "weights":
+            return self.policy.lam * direction.weights_term(self._model.head_weight, self._state)
+        return 0.0
+
+    def _modulating(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def evaluate() -> Any:
+            loss = closure()
+            self.modulate()
+            return loss
+
+        return evaluate
+
+    def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
+        checkpoint.add_entries(state_dict, self.base, self._model.classifiers, self._state)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        plain, values, state = checkpoint.take_entries(state_dict, self.base, self._model.classifiers)
+        self.base.load_state_dict(plain)
+        self._state = checkpoint.restore(self._model.classifiers, values, state)
+        self._fresh = False
+        self._pending.clear()

@@ -1,0 +1,151 @@
+"""Classifier-guided gradient modulation (Guo et al., NeurIPS 2024, arXiv 2411.01409)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import Application, Balance, Policy, State, check_range
+
+_SMALLEST_GAIN = 1e-6  # below this sum of gains nobody is ahead: rounding would decide
+
+
+def paper_balance(gains: Tensor) -> Tensor:
+    """The paper's balancing term `B_i = (Σ_k Δ_k − Δ_i) / Σ_k Δ_k` (section 3.2), `1e-8` added to the sum.
+
+    Args:
+        gains: `[M]`, each modality's gain in score since the last step, any sign.
+
+    The terms add up to `M − 1`. The denominator crosses zero on batch scores, so single values can be
+    negative or thousands: this is the published form, kept for reproduction.
+
+    >>> paper_balance(torch.tensor([0.3, 0.1]))
+    tensor([0.2500, 0.7500])
+    """
+    total = gains.sum() + 1e-8
+    return (total - gains) / total  # [M]
+
+
+def stable_balance(gains: Tensor) -> Tensor:
+    """The balancing term on the positive parts of the gains, rescaled to mean 1.
+
+    `B_i = M/(M−1) · (Σ Δ⁺ − Δ⁺_i) / Σ Δ⁺`, and 1 where `Σ Δ⁺ ≤ 1e-6`. Lies in `[0, M/(M−1)]` by construction.
+
+    Args:
+        gains: `[M]`, each modality's gain in score since the last step, any sign.
+
+    >>> stable_balance(torch.tensor([0.3, 0.1]))
+    tensor([0.5000, 1.5000])
+    >>> stable_balance(torch.tensor([-0.3, 0.0]))
+    tensor([1., 1.])
+    """
+    modalities = gains.numel()
+    gains = gains.clamp_min(0)
+    total = gains.sum()
+    share = gains / total.clamp_min(_SMALLEST_GAIN)  # [M], adds up to 1
+    balanced = (1 - share) * (modalities / (modalities - 1))
+    return torch.where(total > _SMALLEST_GAIN, balanced, torch.ones_like(balanced))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CGGM(Policy):
+    """Slows the modality that is gaining most and turns the fusion towards the one that gains least.
+
+    Each step, the unimodal classifiers' scores `ε_i` are smoothed; encoder `i` is updated with `ρ · B_i` times its
+    gradient, where `B_i` comes from the gains `Δ_i = ε_i(t) − ε_i(t−1)` (`stable_balance`) and is smoothed too.
+    The direction term of strength `λ` acts on the head's weight alone.
+
+    Args:
+        rho: overall factor ρ of the coefficients, `>= 0`.
+        lam: strength λ of the direction term, `>= 0`; 0 switches it off.
+        direction: `"rotation"` turns the head's gradient towards the unimodal ones in closed form;
+            `"gradient"` is the paper's `L_gm`, differentiated through the head's gradient (double backward);
+            `"weights"` is the released script's cosine of weights, acting one step late; `"none"`.
+        score: `"loss"` compares negative unimodal losses, `"metric"` the task's score (accuracy, ...).
+        smoothing: weight of the past in the moving averages of scores and coefficients, in `[0, 1)`.
+        stable: False takes the paper's unbounded balancing term of raw batch scores.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    `CGGM.paper` and `CGGM.released` are the published forms.
+
+    >>> policy = CGGM()
+    >>> state = policy.initial_state(torch.zeros(2))
+    >>> for scores in ([-2.3, -2.3], [-1.3, -2.2]):                # the first modality gains ten times as much
+    ...     coefficients, _, state = policy.balance(torch.tensor(scores), state)
+    >>> coefficients
+    tensor([0.9182, 1.0818])
+    """
+
+    rho: float = 1.0
+    lam: float = 0.0
+    direction: Literal["rotation", "gradient", "weights", "none"] = "rotation"  # type: ignore[assignment]
+    score: Literal["loss", "metric"] = "loss"  # type: ignore[assignment]
+    smoothing: float = 0.9
+    stable: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("rho", self.rho, 0.0)
+        check_range("lam", self.lam, 0.0)
+        check_range("smoothing", self.smoothing, 0.0, 0.999999)
+        if self.direction not in ("rotation", "gradient", "weights", "none"):
+            raise ValueError(
+                f"direction must be 'rotation', 'gradient', 'weights' or 'none', got {self.direction!r}"
+            )
+        if self.score not in ("loss", "metric"):
+            raise ValueError(f"score must be 'loss' or 'metric', got {self.score!r}")
+
+    @classmethod
+    def paper(cls, rho: float = 1.3, lam: float = 0.2) -> CGGM:
+        """The paper's formulas: raw batch metrics, unbounded `B_i`, `L_gm` on gradients (equations 5 to 10).
+
+        Needs gradient clipping (the papers' experiments clip at 0.8): `B_i` is unbounded.
+        """
+        return cls(rho=rho, lam=lam, direction="gradient", score="metric", smoothing=0.0, stable=False)
+
+    @classmethod
+    def released(cls, rho: float = 1.3, lam: float = 0.2) -> CGGM:
+        """The released script's arithmetic: as `paper`, but the cosine of weights, one step late.
+
+        Needs gradient clipping (the script clips at 0.8): `B_i` is unbounded.
+        """
+        return cls(rho=rho, lam=lam, direction="weights", score="metric", smoothing=0.0, stable=False)
+
+    def applications(self, adaptive: bool) -> tuple[Application, ...]:
+        """`gradient` for the published forms; else `feature` before SGD, and `update` before Adam and kin.
+
+        An optimizer that divides by the gradient's own scale undoes a coefficient on the gradient.
+        """
+        if not self.stable:
+            return ("gradient", "feature", "update")
+        return ("update", "gradient", "feature") if adaptive else ("feature", "gradient", "update")
+
+    def initial_state(self, scores: Tensor) -> State:
+        """Scores 0, balancing terms 1, no step taken."""
+        return {
+            "scores": torch.zeros_like(scores),  # [M], smoothed
+            "weights": torch.ones_like(scores),  # [M], smoothed balancing terms
+            "steps": torch.zeros((), device=scores.device),
+        }
+
+    def balance(self, scores: Tensor, state: State) -> Balance:
+        """Balancing terms from the gains since the last committed step.
+
+        A batch whose scores are not finite changes nothing: coefficients and state stay as they were.
+        """
+        old = state["scores"]
+        if self.stable:
+            smoothed = torch.where(state["steps"] > 0, torch.lerp(scores, old, self.smoothing), scores)
+            gains = torch.where(state["steps"] > 0, smoothed - old, torch.zeros_like(old))
+            weights = torch.lerp(stable_balance(gains), state["weights"], self.smoothing)
+        else:
+            smoothed, weights = scores, paper_balance(scores - old)
+        finite = torch.isfinite(scores).all()
+        smoothed = torch.where(finite, smoothed, old)
+        weights = torch.where(finite, weights, state["weights"])
+        state = {"scores": smoothed, "weights": weights, "steps": state["steps"] + finite}
+        return Balance(self.rho * weights, weights, state)

@@ -1,0 +1,37 @@
+"""What the last balanced step measured, as device tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor
+
+
+class Statistics(Mapping[str, Tensor]):
+    """`scores`, `coefficients`, `cosines` and `grad_norms`, each `[M]` and on the device, of the last step.
+
+    Reading one never waits for the device; `.tolist()` on it does. `grad_norms` is measured when it is first
+    read where the step itself did not need it, and then tells of the gradients as they are at that moment.
+
+    >>> import torch
+    >>> statistics = Statistics({"scores": torch.zeros(2)}, grad_norms=lambda: torch.ones(2))
+    >>> sorted(statistics), statistics["grad_norms"]
+    (['grad_norms', 'scores'], tensor([1., 1.]))
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], **later: Callable[[], Tensor]) -> None:
+        self._values = dict(values)
+        self._later = {name: function for name, function in later.items() if name not in values}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._later:
+            self._values[name] = self._later.pop(name)()
+        if name not in self._values:
+            raise KeyError(f"{name!r}: no balanced step has measured that yet, only {sorted(self._values)}")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._values, **self._later})
+
+    def __len__(self) -> int:
+        return len(self._values) + len(self._later)

@@ -1,0 +1,97 @@
+"""An optimizer around another one, which everything that takes an optimizer can take."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch.optim import Optimizer
+
+_HOOK_TABLES = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+class WrappedOptimizer(Optimizer):
+    """A `torch.optim.Optimizer` whose groups, state and defaults are those of `base`, live.
+
+    Copies would go stale as soon as `load_state_dict` replaces the base's. Nothing else is delegated: an
+    attribute such as `_step_supports_amp_scaling` promises what only the base's own step could keep.
+
+    Args:
+        base: the optimizer to drive.
+
+    Raises:
+        TypeError: not an optimizer, or already wrapped.
+    """
+
+    def __init__(self, base: Optimizer) -> None:
+        if not isinstance(base, Optimizer) or isinstance(base, WrappedOptimizer):
+            raise TypeError(f"optimizer must be a plain torch.optim.Optimizer, got {type(base).__name__}")
+        self.base = base
+        for table in _HOOK_TABLES:
+            setattr(self, table, OrderedDict())
+        self._warned_capturable_if_run_uncaptured = True
+        self._patch_step_function()  # step hooks and the profiler's label
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The wrapped optimizer's parameter groups."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The wrapped optimizer's state."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The wrapped optimizer's defaults."""
+        return self.base.defaults
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the wrapped optimizer."""
+        self.base.add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A scheduler replaces `step` on the instance by a closure over this very object: a copy makes its own.
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's state dict, with what `_add_to_state_dict` adds."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state_dict = self.base.state_dict()
+        self._add_to_state_dict(state_dict)
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` returned; on an error nothing is changed.
+
+        Args:
+            state_dict: left alone.
+
+        Raises:
+            ValueError: a field is missing or does not fit; the message names it.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        self._load(state_dict)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        raise NotImplementedError
