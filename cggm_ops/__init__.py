@@ -1,0 +1,15 @@
+"""Custom operators for gradient modulation on PyTorch: a public function, a definition and kernels for each."""
+
+from cggm_ops import reference
+from cggm_ops.backend import backend, build_info, missing_reason
+from cggm_ops.ops import batched_cosine, modulate_, scale_
+
+__all__ = [
+    "backend",
+    "batched_cosine",
+    "build_info",
+    "missing_reason",
+    "modulate_",
+    "reference",
+    "scale_",
+]

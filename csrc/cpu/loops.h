@@ -1,0 +1,51 @@
+// The inner loops, each over one contiguous chunk on one thread. They are compiled once per instruction set
+// (loops_avx2.cpp, loops_baseline.cpp) and chosen at run time, so one binary is right on every machine of its architecture.
+#pragma once
+
+#include <cstdint>
+
+namespace cggm::cpu {
+
+// Storage types; arithmetic happens in float (double for double).
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// Elements converted at a time into a buffer of doubles that stays in the first-level cache.
+constexpr int64_t kBlock = 1024;
+
+// Sums are always taken in double over a fixed arrangement of lanes: the result depends on neither the address nor the
+// thread count. Products of two floats are exact in double, so no scale of gradients over- or underflows.
+template <typename T>
+struct Loops {
+  // -> sum of x[i]^2
+  double (*sum_squares)(const T* x, int64_t n);
+  // x[i] *= coefficient -> sum of the stored x[i]^2
+  double (*scale)(T* x, int64_t n, double coefficient);
+  // out [2M + 1] = sums of fusion * unimodal[m], of unimodal[m]^2 and of fusion^2
+  void (*products)(const T* fusion, const T* const* unimodal, int64_t modalities, int64_t offset, int64_t n, double* out);
+  // out[i] = sum_m weights[m] * unimodal[m][i] + weights[M] * fusion[i]
+  void (*combine)(
+      const T* fusion, const T* const* unimodal, int64_t modalities, int64_t offset, int64_t n, const double* weights, T* out);
+};
+
+// The loops for this machine.
+template <typename T>
+const Loops<T>& loops();
+
+// The name of the instruction set they were chosen for.
+const char* isa();
+
+namespace baseline {
+template <typename T>
+Loops<T> make_loops();
+}
+namespace avx2 {
+template <typename T>
+Loops<T> make_loops();
+}
+
+}  // namespace cggm::cpu

@@ -1,0 +1,11 @@
+// Binds implementations to operators. The schemas are defined in cggm_ops/schema.py, so that everything works without this library.
+#include <torch/csrc/stable/library.h>
+
+#include "ops.h"
+
+STABLE_TORCH_LIBRARY_IMPL(cggm_ops, CPU, library) {
+  library.impl("batched_cosine", TORCH_BOX(&cggm::cpu::batched_cosine));
+  library.impl("batched_cosine_backward", TORCH_BOX(&cggm::cpu::batched_cosine_backward));
+  library.impl("scale_", TORCH_BOX(&cggm::cpu::scale_));
+  library.impl("modulate_", TORCH_BOX(&cggm::cpu::modulate_));
+}

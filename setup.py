@@ -1,0 +1,82 @@
+"""Build `cggm_ops._C` from csrc/; everything that is not the extension is declared in pyproject.toml.
+
+CPU kernels are built wherever a C++ compiler is found. CUDA kernels are built when nvcc is found and either torch
+itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90") asks for them.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+DEFAULT_CUDA_ARCHS = "80;90;100"
+# The oldest torch whose stable ABI is used; the same binary then runs with every later one.
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+
+
+def sources(folder: str, *patterns: str) -> list[str]:
+    """Files below `folder`, sorted and relative to this file, as setuptools wants them."""
+    found = (path for pattern in patterns for path in (ROOT / folder).glob(pattern))
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+def cuda_home() -> str | None:
+    """Where nvcc lives: torch's CPU build does not look for it."""
+    nvcc = shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME") or (str(Path(nvcc).resolve().parents[1]) if nvcc else None)
+    return home if home and (Path(home) / "bin" / "nvcc").exists() else None
+
+
+def cuda_archs(torch) -> str | None:
+    """Architectures to compile for, or None for a CPU-only extension."""
+    if not sources("csrc", "cuda/*.cu") or cuda_home() is None:
+        return None
+    asked = os.environ.get("CGGM_CUDA_ARCHS")
+    if asked is None and torch.version.cuda is not None:
+        if torch.cuda.is_available():
+            return "".join(map(str, torch.cuda.get_device_capability()))
+        return DEFAULT_CUDA_ARCHS
+    return asked or None
+
+
+def extension() -> dict:
+    """Keyword arguments for `setup` that build the extension, or none of them without a compiler."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        print(f"cggm: no C++ compiler ({compiler}) found: installing without compiled kernels.")
+        return {}
+    import torch
+    from torch.utils import cpp_extension
+
+    define = [*STABLE_ABI]
+    compile_args = {"cxx": ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", *define]}
+    options = {"libraries": [], "library_dirs": []}
+    files = sources("csrc", "*.cpp", "cpu/*.cpp")
+    archs = cuda_archs(torch)
+    if archs:
+        home = cuda_home()
+        cpp_extension.CUDA_HOME = home
+        files += sources("csrc", "cuda/*.cu")
+        gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs.split(";")]
+        compile_args["cxx"] += [f'-DCGGM_CUDA_ARCHS="{archs}"', f"-I{home}/include"]
+        compile_args["nvcc"] = ["-O3", "-std=c++17", *define, *gencode]
+        options = {"libraries": ["cudart_static", "rt", "dl"], "library_dirs": [f"{home}/lib64"]}
+    module = cpp_extension.CppExtension(
+        "cggm_ops._C",
+        files,
+        include_dirs=[str(ROOT / "csrc")],
+        depends=sources("csrc", "**/*.h", "**/*.cuh"),
+        extra_compile_args=compile_args,
+        **options,
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
+
+
+setup(
+    packages=["cggm_ops", *find_packages("python")],
+    package_dir={"": "python", "cggm_ops": "cggm_ops"},
+    package_data={"cggm.experiments": ["data/*"]},
+    **extension(),
+)
