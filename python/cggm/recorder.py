@@ -53,7 +53,9 @@ class Recorder:
         statistics = self.optimizer.statistics
         names = tuple(sorted(statistics))
         if not names:
-            raise RuntimeError("record() needs a balanced step: call it after balance(), backward() and step()")
+            raise RuntimeError(
+                "record() needs a balanced step: call it after balance(), backward() and step()"
+            )
         if self._steps and names != self._names:
             raise RuntimeError(f"statistics are now {list(names)}, but the record has {list(self._names)}")
         # One stack copies them all: the wrapper may use its tensors again.
@@ -88,7 +90,9 @@ class Recorder:
         history = self.history()
         shown = [name for name in ("coefficients", "scores") if name in history]
         figure = Figure(figsize=(8, 2.6 * len(shown)), layout="constrained")
-        for axes, name in zip(figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0], shown, strict=True):
+        for axes, name in zip(
+            figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0], shown, strict=True
+        ):
             for modality, values in zip(self.optimizer.modalities, history[name].T, strict=True):
                 axes.plot(range(1, len(values) + 1), values, label=modality, linewidth=1.2)
             axes.set_ylabel(name)

@@ -1,0 +1,99 @@
+"""The command line: `cggm demo` and `cggm info`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+#: What the extra `demo` installs, by import name.
+EXTRA = ("matplotlib", "numpy", "rich", "sklearn", "tyro")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: the words after the command's name, by default those that the program was started with.
+    """
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f'cggm needs {", ".join(missing)}: pip install "cggm[demo]"', file=sys.stderr)
+        return 1
+    import tyro
+
+    commands = {"demo": demo, "info": info}
+    try:
+        return tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
+    except ValueError as error:  # an argument that the library refuses, in the library's words
+        print(f"cggm: {error}", file=sys.stderr)
+        return 2
+
+
+def demo(
+    *,
+    seeds: int = 5,
+    first_seed: int = 0,
+    methods: tuple[str, ...] = ("joint", "unimodal", "cggm", "cggm-paper"),
+    optimizers: tuple[str, ...] = ("sgd", "adam"),
+    epochs: int = 20,
+    json: Path | None = None,
+    out: Path = Path(),
+) -> int:
+    """Train an audio-visual model jointly and balanced, on real data, and compare.
+
+    Prints a table, and writes every run to demo.json and a picture of the training to demo.png.
+
+    Args:
+        seeds: How many seeds.
+        first_seed: The first of them; the others follow.
+        methods: What to compare: joint, unimodal, cggm, cggm-paper, cggm-released.
+        optimizers: With which optimizers: sgd, adam.
+        epochs: Epochs of training.
+        json: The file for the runs, demo.json in the output folder if not given.
+        out: The folder for demo.json and demo.png.
+    """
+    from cggm.experiments.demo import run_demo
+
+    complete = run_demo(
+        methods=methods,
+        optimizers=optimizers,
+        seeds=range(first_seed, first_seed + seeds),
+        json_path=json or out / "demo.json",
+        plot_path=out / "demo.png",
+        epochs=epochs,
+    )
+    return 0 if complete else 130
+
+
+def info() -> int:
+    """Show versions, the backend of the operators and why it is that one, and the devices."""
+    from importlib import metadata
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    import cggm_ops
+
+    table = Table(show_header=False)
+    for name in ("cggm", "torch", "triton"):
+        version = metadata.version(name) if importlib.util.find_spec(name) else "not installed"
+        table.add_row(name, version)
+    table.add_row("python", sys.version.split()[0])
+    table.add_section()
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    for device in devices:
+        name = "" if device == "cpu" else f" on {torch.cuda.get_device_name(device)}"
+        table.add_row(device, f"{cggm_ops.backend(device)} operators{name}")
+    table.add_row("threads", str(torch.get_num_threads()))
+    table.add_section()
+    build = cggm_ops.build_info()
+    if build is None:
+        table.add_row("compiled extension", f"none: {cggm_ops.missing_reason()}")
+    else:
+        for key, value in build.items():
+            table.add_row(f"built with {key}".replace("_", " "), "none" if value is None else str(value))
+    Console().print(table)
+    return 0

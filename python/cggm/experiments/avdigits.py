@@ -1,0 +1,202 @@
+"""AV-digits: spoken digits paired by class with handwritten ones, noise on both, so that each needs the other.
+
+The recordings are the Free Spoken Digit Dataset (CC BY-SA 4.0, see `data/SPOKEN_DIGITS_LICENSE.txt`), the images
+scikit-learn's copy of the UCI handwritten digits. Both are split before they are paired: no recording and no
+image of the training part occurs in the validation or the test part.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .experiment import Experiment, Split, Splits
+
+FRAMES = 32
+FEATURES = 32
+DIGITS = 10
+IMAGES_SPLIT = (1000, 297, 500)
+RECORDINGS_SPLIT = (2000, 400, 600)
+PAIRS = (1200, 400, 1000)
+
+
+class Noise(NamedTuple):
+    """Standard deviations of the noise, and the share of the images' energy that is projected out before it."""
+
+    image: float
+    audio: float
+    projected_out: float = 0.0
+
+
+NOISE = {
+    "demo": Noise(image=1.0, audio=0.7),
+    "noisier": Noise(image=1.0, audio=1.2),
+    "pca": Noise(image=0.5, audio=1.2, projected_out=0.75),
+}
+
+
+@functools.cache
+def spoken_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Features `[3000, 13, 32]` of the recordings, standardised per coefficient, and their digits `[3000]`.
+
+    Recordings are cut to 32 frames or padded with zeros, the coefficients' mean. Needs NumPy alone.
+    """
+    path = resources.files(__package__) / "data" / "spoken_digits.npz"
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        frames, lengths, digits = (archive[key] for key in ("frames", "lengths", "digits"))
+    frames = frames.astype(np.float32)  # [F, 13]
+    frames = (frames - frames.mean(0)) / frames.std(0)
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    audio = np.zeros((len(lengths), frames.shape[1], FRAMES), np.float32)
+    for recording, start, length in zip(audio, starts, np.minimum(lengths, FRAMES), strict=True):
+        recording[:, :length] = frames[start : start + length].T
+    return audio, digits.astype(np.int64)
+
+
+@functools.cache
+def written_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Images `[1797, 64]` in `[0, 1]` and their digits `[1797]`."""
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    return (images / 16).astype(np.float32), digits.astype(np.int64)
+
+
+def split_rows(
+    rows: int, sizes: tuple[int, int, int], generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Disjoint random row numbers for the training, validation and test part."""
+    return np.split(generator.permutation(rows)[: sum(sizes)], np.cumsum(sizes)[:-1])
+
+
+def pair_rows(
+    images: NDArray[np.int64], recordings: NDArray[np.int64], pairs: int, generator: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of images and of recordings that show the same digit, drawn with replacement, and these digits.
+
+    Args:
+        images: `[I]`, the digit of each image.
+        recordings: `[R]`, the digit of each recording.
+        pairs: how many pairs; every digit occurs equally often, up to one.
+        generator: draws.
+    """
+    digits = generator.permutation(np.arange(pairs) % DIGITS)
+    image_rows, recording_rows = (
+        np.array([generator.choice(by_digit[digit]) for digit in digits])
+        for by_digit in (
+            [np.flatnonzero(labels == d) for d in range(DIGITS)] for labels in (images, recordings)
+        )
+    )
+    return image_rows, recording_rows, digits
+
+
+def prepare_images(
+    images: NDArray[np.float32], train: NDArray[np.int64], share: float
+) -> NDArray[np.float32]:
+    """Images centred and scaled by the training images, without the leading components that hold `share`.
+
+    Args:
+        images: `[N, 64]`.
+        train: the training images' rows; nothing else is looked at.
+        share: share of the training images' energy to be projected out, in `[0, 1)`.
+    """
+    centred = images - images[train].mean(0)
+    centred /= centred[train].std()
+    if share:
+        _, scales, components = np.linalg.svd(centred[train], full_matrices=False)
+        energy = np.cumsum(scales**2) / np.sum(scales**2)
+        leading = components[: int(np.searchsorted(energy, share)) + 1]  # [K, 64]
+        centred = centred - centred @ leading.T @ leading
+    return centred
+
+
+def load(seed: int, noise: str = "demo") -> Splits:
+    """The pairs of one seed: images `[N, 64]`, audio `[N, 13, 32]`, digits `[N]`, N = 1,200 / 400 / 1,000."""
+    generator = np.random.default_rng(seed)
+    level = NOISE[noise]
+    images, written = written_digits()
+    audio, spoken = spoken_digits()
+    image_parts = split_rows(len(images), IMAGES_SPLIT, generator)
+    recording_parts = split_rows(len(audio), RECORDINGS_SPLIT, generator)
+    images = prepare_images(images, image_parts[0], level.projected_out)
+    parts = []
+    for image_part, recording_part, pairs in zip(image_parts, recording_parts, PAIRS, strict=True):
+        i, r, digits = pair_rows(written[image_part], spoken[recording_part], pairs, generator)
+        noisy = (
+            values + scale * generator.standard_normal(values.shape, dtype=np.float32)
+            for values, scale in (
+                (images[image_part[i]], level.image),
+                (audio[recording_part[r]], level.audio),
+            )
+        )
+        parts.append(Split(tuple(torch.from_numpy(array) for array in noisy), torch.from_numpy(digits)))
+    return Splits(*parts)
+
+
+class AudioEncoder(nn.Module):
+    """Two convolutions over time, mean and maximum, one linear layer: `[B, 13, 32] -> [B, 32]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv1d(13, 32, 5, stride=2), nn.ReLU(), nn.Conv1d(32, 48, 3, stride=2), nn.ReLU()
+        )
+        self.output = nn.Linear(96, FEATURES)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Features `[B, 32]` of audio `[B, 13, 32]`."""
+        time = self.convolutions(audio)  # [B, 48, 6]
+        return self.output(torch.cat([time.mean(2), time.amax(2)], dim=1))
+
+
+class AudioVisualModel(nn.Module):
+    """An image and an audio encoder, fused by concatenation: `([B, 64], [B, 13, 32]) -> [B, 10]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_encoder = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, FEATURES))
+        self.audio_encoder = AudioEncoder()
+        self.fusion = nn.Sequential(nn.ReLU(), nn.Linear(2 * FEATURES, 32), nn.ReLU())
+        self.head = nn.Linear(32, DIGITS)
+
+    def forward(self, image: Tensor, audio: Tensor) -> Tensor:
+        """Logits `[B, 10]`."""
+        features = torch.cat([self.image_encoder(image), self.audio_encoder(audio)], dim=1)  # [B, 64]
+        return self.head(self.fusion(features))
+
+
+def classifier() -> nn.Module:
+    """A unimodal classifier, `[B, 32] -> [B, 10]`: the fusion and head of one modality alone."""
+    return nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, DIGITS))
+
+
+def build(noise: str = "demo") -> Experiment:
+    """The experiment in one of three noise settings.
+
+    Args:
+        noise: `"demo"`, `"noisier"` (more noise on the audio) or `"pca"` (the images' leading components removed).
+
+    Raises:
+        ValueError: another setting.
+
+    >>> experiment = build()
+    >>> data = experiment.load(0)
+    >>> [list(inputs.shape) for inputs in data.train.inputs], list(data.test.target.shape)
+    ([[1200, 64], [1200, 13, 32]], [1000])
+    """
+    if noise not in NOISE:
+        raise ValueError(f"noise must be one of {list(NOISE)}, got {noise!r}")
+    return Experiment(
+        name="avdigits" if noise == "demo" else f"avdigits-{noise}",
+        encoders={"image": "image_encoder", "audio": "audio_encoder"},
+        head="head",
+        load=functools.partial(load, noise=noise),
+        model=AudioVisualModel,
+        classifier=classifier,
+    )

@@ -1,0 +1,163 @@
+"""Methods x optimizers x seeds over the cores of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any
+
+import torch
+
+from .experiment import Experiment
+from .methods import check_methods
+from .training import OPTIMIZERS, Job, Outcome, run_job
+
+POLL_SECONDS = 0.2
+
+
+def plan(
+    build: Callable[[], Experiment],
+    *,
+    methods: Iterable[str],
+    optimizers: Iterable[str],
+    seeds: Iterable[int],
+    epochs: int | None = None,
+    history: bool = False,
+) -> list[Job]:
+    """The jobs of a comparison, seed by seed, so that an early stop leaves whole seeds.
+
+    Args:
+        build: makes the experiment; a function of a module, or a `functools.partial` of one.
+        methods: names in `METHODS`.
+        optimizers: names in `OPTIMIZERS`.
+        seeds: of the data, the weights and the batches.
+        epochs: instead of the experiment's own number.
+        history: keep what happened step by step.
+
+    Raises:
+        ValueError: an unknown method or optimizer, no seeds, fewer than one epoch.
+
+    >>> from cggm.experiments import avdigits
+    >>> len(plan(avdigits.build, methods=["joint", "cggm"], optimizers=["sgd", "adam"], seeds=range(3)))
+    6
+    """
+    chosen = check_methods(methods)
+    optimizers, seeds = tuple(dict.fromkeys(optimizers)), tuple(dict.fromkeys(seeds))
+    unknown = [name for name in optimizers if name not in OPTIMIZERS]
+    if unknown or not optimizers:
+        raise ValueError(f"optimizers must be some of {list(OPTIMIZERS)}, got {list(optimizers)}")
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds must be at least one number from 0 on, got {list(seeds)}")
+    epochs = build().epochs if epochs is None else epochs
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    return [
+        Job(build=build, optimizer=optimizer, methods=chosen, seed=seed, epochs=epochs, history=history)
+        for seed in seeds
+        for optimizer in optimizers
+    ]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def execute(
+    jobs: Sequence[Job], *, processes: int | None = None, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[Outcome]:
+    """Run the jobs in worker processes of one thread each, and yield what they find as they end.
+
+    However this generator ends (Ctrl-C, an error, `close()`), the workers stop within an epoch. Ctrl-C is raised
+    from here, as `KeyboardInterrupt`, once what has ended by then has been yielded.
+
+    Args:
+        jobs: what to do.
+        processes: workers, by default one per core.
+        advance: called now and then with the number of epochs done since its last call.
+
+    Raises:
+        ValueError: fewer than one process.
+    """
+    processes = cores() if processes is None else processes
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    epochs, stop = context.Value("L", 0), context.Event()
+    pool = ProcessPoolExecutor(
+        max_workers=max(1, min(processes, len(jobs))),
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(epochs, stop),
+    )
+    seen = 0
+    with _interrupts_counted() as interrupts:
+        try:
+            with _interrupts_ignored():  # inherited by the workers: Ctrl-C is this process's to handle
+                running = {pool.submit(_work, job) for job in jobs}
+            while running:
+                ended, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                advance(epochs.value - seen)
+                seen = epochs.value
+                for future in ended:
+                    yield future.result()
+                if interrupts:
+                    raise KeyboardInterrupt
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Stopped(Exception):
+    """The main process wants no more."""
+
+
+_shared: dict[str, Any] = {}  # of a worker: the counter and the event that it was started with
+
+
+def _start_worker(epochs: Any, stop: Any) -> None:
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # the probes' linear algebra
+    _shared.update(epochs=epochs, stop=stop)
+
+
+def _work(job: Job) -> Outcome:
+    return run_job(job, _count_epoch)
+
+
+def _count_epoch() -> None:
+    if _shared["stop"].is_set():
+        raise _Stopped
+    with _shared["epochs"].get_lock():
+        _shared["epochs"].value += 1
+
+
+@contextlib.contextmanager
+def _sigint(handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers elsewhere
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupts_ignored() -> contextlib.AbstractContextManager[None]:
+    return _sigint(signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _interrupts_counted() -> Iterator[list[int]]:
+    """Collect interrupts: raised just anywhere, they would break the locks of the pool and of the progress bar."""
+    interrupts: list[int] = []
+    with _sigint(lambda number, frame: interrupts.append(number)):
+        yield interrupts
