@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import avdigits, plots, report
+from .results import Outcome
 from .runner import execute, plan
-from .training import Outcome
 
 
 def run_demo(
@@ -28,8 +28,8 @@ def run_demo(
     Ctrl-C ends the runs; what is done by then is reported and written all the same.
 
     Args:
-        methods: names in `METHODS`.
-        optimizers: names in `OPTIMIZERS`.
+        methods: names in `methods.METHODS`.
+        optimizers: names in `training.OPTIMIZERS`.
         seeds: of the data, the weights and the batches.
         json_path: every run, rewritten whenever some have ended.
         plot_path: the picture.

@@ -19,8 +19,8 @@ from rich.table import Table
 
 import cggm_ops
 
+from .results import Alone, Outcome, Run
 from .runner import cores
-from .training import Alone, Outcome, Run
 
 
 class Spread(NamedTuple):

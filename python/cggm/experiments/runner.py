@@ -15,7 +15,8 @@ import torch
 
 from .experiment import Experiment
 from .methods import check_methods
-from .training import OPTIMIZERS, Job, Outcome, run_job
+from .results import Job, Outcome
+from .training import OPTIMIZERS, run_job
 
 POLL_SECONDS = 0.2
 
@@ -33,8 +34,8 @@ def plan(
 
     Args:
         build: makes the experiment; a function of a module, or a `functools.partial` of one.
-        methods: names in `METHODS`.
-        optimizers: names in `OPTIMIZERS`.
+        methods: names in `methods.METHODS`.
+        optimizers: names in `training.OPTIMIZERS`.
         seeds: of the data, the weights and the batches.
         epochs: instead of the experiment's own number.
         history: keep what happened step by step.

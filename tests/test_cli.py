@@ -1,0 +1,87 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cggm import cli
+
+pytest.importorskip("tyro")
+
+
+def test_demo_writes_its_files(tmp_path, capsys):
+    arguments = ["--seeds", "1", "--first-seed", "4", "--epochs", "1", "--methods", "joint", "cggm"]
+    arguments += ["--optimizers", "sgd", "--out", str(tmp_path)]
+    assert cli.main(["demo", *arguments]) == 0
+    runs = json.loads((tmp_path / "demo.json").read_text())["runs"]
+    assert [(run["method"], run["optimizer"], run["seed"]) for run in runs] == [
+        ("joint", "sgd", 4),
+        ("cggm", "sgd", 4),
+    ]
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "joint" in shown
+    assert "1/1" in shown or "0/1" in shown
+
+
+def test_info_tells_versions_and_backend(capsys):
+    import torch
+
+    import cggm_ops
+
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert torch.__version__ in shown
+    assert cggm_ops.backend() in shown
+
+
+def test_info_says_why_nothing_is_compiled(monkeypatch, capsys):
+    import cggm_ops
+
+    monkeypatch.setattr(cggm_ops, "build_info", lambda: None)
+    monkeypatch.setattr(cggm_ops, "missing_reason", lambda: "because")
+    assert cli.main(["info"]) == 0
+    assert "because" in capsys.readouterr().out
+
+
+def test_a_missing_extra_gets_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "EXTRA", ("rich", "not_a_module_at_all"))
+    assert cli.main(["demo"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "not_a_module_at_all" in message
+    assert 'pip install "cggm[demo]"' in message
+
+
+def test_wrong_arguments_get_one_line(capsys, tmp_path):
+    assert cli.main(["demo", "--methods", "cgm", "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "did you mean 'cggm'" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent differently there")
+def test_an_interrupt_keeps_what_is_done(tmp_path):
+    arguments = ["--seeds", "40", "--epochs", "2", "--methods", "joint", "--optimizers", "sgd"]
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "cggm", "demo", *arguments, "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    written = tmp_path / "demo.json"
+    deadline = time.monotonic() + 60
+    while not written.exists() and demo.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    demo.send_signal(signal.SIGINT)
+    output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130, output
+    assert "Stopped: " in output
+    assert "Traceback" not in output
+    runs = json.loads(written.read_text())["runs"]
+    assert 0 < len(runs) < 40
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "demo.png"]
