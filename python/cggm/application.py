@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ def scale_gradients_(
 ) -> tuple[Tensor, Tensor]:
     """Multiply every encoder's gradients by its coefficient, in place, and measure them on the way.
 
+    One launch where everything lies on one device, one more for each further device.
+
     Args:
         owned: the encoders' parameters; those without a gradient are passed over.
         coefficients: `[M]`.
@@ -46,21 +48,12 @@ def scale_gradients_(
     Returns:
         Cosines `[M]` (zeros without `fusion`) and gradient norms `[M]` after scaling.
     """
-    kinds: dict[tuple, tuple[list[Tensor], list[int]]] = {}
-    for parameter, owner in owned:
-        gradient = parameter.grad
-        if gradient is not None:
-            grads, owners = kinds.setdefault((gradient.dtype, gradient.device), ([], []))
-            grads.append(gradient)
-            owners.append(owner)
     cosines = None
     squared = torch.zeros(coefficients.numel(), dtype=torch.float64, device=coefficients.device)  # [M]
-    for (dtype, device), (grads, owners) in kinds.items():
+    for device, (grads, owners) in _by_device((p.grad, i) for p, i in owned if p.grad is not None).items():
         scales = coefficients.to(device)
-        if fusion is not None and cosines is None and (fusion.dtype, fusion.device) == (dtype, device):
-            cosines, sums = modulate_(
-                grads, owners, scales, fusion.flatten(), [u.flatten() for u in unimodal]
-            )
+        if fusion is not None and fusion.device == device:
+            cosines, sums = modulate_(grads, owners, scales, fusion, unimodal)
         else:
             sums = scale_(grads, owners, scales)
         squared += sums[:-1].to(squared.device)
@@ -69,11 +62,18 @@ def scale_gradients_(
     return cosines, squared.sqrt().float()
 
 
+def _by_device(tensors: Iterable[tuple[Tensor, int]]) -> dict[torch.device, tuple[list[Tensor], list[int]]]:
+    devices: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
+    for tensor, owner in tensors:
+        grads, owners = devices.setdefault(tensor.device, ([], []))
+        grads.append(tensor)
+        owners.append(owner)
+    return devices
+
+
 def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor) -> Tensor:
     """Cosines `[M]` of the head's gradient with each classifier's; zeros where the head has none."""
-    if fusion is None:
-        return torch.zeros_like(like)
-    return batched_cosine(fusion.flatten(), torch.stack([u.flatten() for u in unimodal]))
+    return torch.zeros_like(like) if fusion is None else batched_cosine(fusion, unimodal)
 
 
 def gradient_norms(owned: Owned, like: Tensor) -> Tensor:
@@ -102,15 +102,8 @@ class UpdateScaling:
 
     def apply(self, coefficients: Tensor) -> None:
         """Rescale the step that was taken since construction by the coefficients `[M]`."""
-        if not self._parameters:
-            return
-        kinds: dict[tuple, list[int]] = {}
-        for index, parameter in enumerate(self._parameters):
-            kinds.setdefault((parameter.dtype, parameter.device), []).append(index)
-        for (_, device), indices in kinds.items():
-            parameters = [self._parameters[i] for i in indices]
-            before = [self._before[i] for i in indices]
-            updates = list(torch._foreach_sub(parameters, before))
-            scale_(updates, [self._owners[i] for i in indices], coefficients.to(device))
-            torch._foreach_add_(before, updates)
-            torch._foreach_copy_(parameters, before)
+        updates = torch._foreach_sub(self._parameters, self._before)
+        for device, (part, owners) in _by_device(zip(updates, self._owners, strict=True)).items():
+            scale_(part, owners, coefficients.to(device))
+        torch._foreach_add_(self._before, updates)
+        torch._foreach_copy_(self._parameters, self._before)

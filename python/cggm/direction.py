@@ -60,7 +60,7 @@ def gradient_term(
     unimodal = torch.autograd.grad(losses.sum(), list(outputs), retain_graph=True)
     with torch.enable_grad():
         (fusion,) = torch.autograd.grad(loss, head, create_graph=True)
-        cosines = batched_cosine(fusion.flatten(), torch.stack([u.flatten() for u in unimodal]))
+        cosines = batched_cosine(fusion, unimodal)
         term = (weights.abs() - weights * cosines).mean()
         (gradient,) = torch.autograd.grad(term, head, retain_graph=True)
     return linear_term(term.detach(), head, gradient)
@@ -76,7 +76,7 @@ def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> S
     """
     with torch.enable_grad():
         leaf = head.detach().requires_grad_()
-        cosines = batched_cosine(leaf.flatten(), torch.stack([w.detach().flatten() for w in outputs]))
+        cosines = batched_cosine(leaf, [w.detach() for w in outputs])
         value = (weights.abs() - weights * cosines).mean()
         (gradient,) = torch.autograd.grad(value, leaf)
     return {"direction_value": value.detach(), "direction_gradient": gradient}

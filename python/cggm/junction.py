@@ -7,6 +7,8 @@ loss scaling or accumulation does, and the policy says which single gradient ent
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,41 +17,76 @@ from torch import Tensor
 
 Meet = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
 
+_numbers = itertools.count()
+_junctions: weakref.WeakValueDictionary[int, Junction] = weakref.WeakValueDictionary()
+
 
 class Junction:
-    """One pass through one encoder: the features for the unimodal classifier and the rule for backward.
+    """One encoder's junction: the policy's rule, and the coefficient that `balance()` sets before each backward.
 
-    `coefficient` is filled in by `balance()`, between forward and backward; as long as it is None, the
-    multimodal gradient passes unchanged.
+    Args:
+        meet: the rule; None lets the sum of both gradients pass, as plain autograd would.
     """
-
-    __slots__ = ("coefficient", "features", "meet")
 
     def __init__(self, meet: Meet | None) -> None:
         self.meet = meet
-        self.features: Tensor | None = None
-        self.coefficient: Tensor | None = None
+        self._coefficient: Tensor | None = None  # 0-dimensional; one address for good, as CUDA graphs need
+        self._register()
 
-    def split(self, output: Tensor) -> Tensor:
-        """Keep the unimodal branch as `features` and return the multimodal one.
+    def _register(self) -> None:
+        self._number = next(_numbers)
+        _junctions[self._number] = self
 
-        The multimodal branch is a copy of its own: an in-place activation in the fusion then changes
-        neither the classifier's features nor an autograd view.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()  # a copy is a junction of its own
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The multimodal and the unimodal branch.
+
+        The multimodal branch is a copy: an in-place activation in the fusion then changes neither the
+        classifier's features nor an autograd view.
         """
-        multimodal, self.features = _Split.apply(output, self)
-        return multimodal
+        return _Split.apply(output, self)
+
+    def set_coefficient(self, coefficient: Tensor) -> None:
+        """The coefficient of the backward passes to come, 0-dimensional; copied."""
+        if self._coefficient is None or self._coefficient.device != coefficient.device:
+            self._coefficient = coefficient.clone()
+        else:
+            self._coefficient.copy_(coefficient)
+
+    def reset(self) -> None:
+        """Back to 1, so that a loss which was never balanced goes backward as it is."""
+        if self._coefficient is not None:
+            self._coefficient.fill_(1.0)
+
+    def coefficient(self, like: Tensor) -> Tensor:
+        """The coefficient now, on the device of `like`."""
+        return like.new_ones((), dtype=torch.float32) if self._coefficient is None else self._coefficient
 
     def backward(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor | None:
-        """The gradient that enters the encoder."""
-        if self.meet is None or self.coefficient is None:
+        """The gradient that enters the encoder; None stands for a branch that no loss has used."""
+        if self.meet is None:
             return (
                 multimodal if unimodal is None else unimodal if multimodal is None else multimodal + unimodal
             )
-        if multimodal is None:  # the loss does not depend on this modality's fusion branch
-            if unimodal is None:
-                return None
-            multimodal = torch.zeros_like(unimodal)
-        return self.meet(multimodal, unimodal, self.coefficient)
+        if multimodal is None and unimodal is None:
+            return None
+        multimodal = torch.zeros_like(unimodal) if multimodal is None else multimodal
+        if torch.compiler.is_compiling():  # tracing would freeze the value: look it up when the graph runs
+            return self.meet(multimodal, unimodal, _coefficient_of(multimodal, self._number))
+        return self.meet(multimodal, unimodal, self.coefficient(multimodal))
+
+
+@torch.library.custom_op("cggm::coefficient_of", mutates_args=())
+def _coefficient_of(like: Tensor, number: int) -> Tensor:
+    return _junctions[number].coefficient(like).clone()
+
+
+@_coefficient_of.register_fake
+def _(like: Tensor, number: int) -> Tensor:
+    return like.new_empty((), dtype=torch.float32)
 
 
 class _Split(torch.autograd.Function):

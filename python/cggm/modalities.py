@@ -108,27 +108,32 @@ def replace(output: Any, selector: Selector, features: Tensor) -> Any:
 
 
 class Capture:
-    """Forward hook on one encoder: every training forward opens a new junction and remembers it as the latest."""
+    """Forward hook on one encoder: splits its output at the junction and keeps the unimodal branch.
 
-    def __init__(self, name: str, selector: Selector, meet: Meet | None) -> None:
+    Args:
+        name: the modality.
+        selector: where the features are in the encoder's output; None to look.
+        junction: splits them.
+    """
+
+    def __init__(self, name: str, selector: Selector, junction: Junction) -> None:
         self.name = name
         self.selector = selector
-        self.meet = meet
-        self.latest: Junction | None = None
+        self.junction = junction
+        self.features: Tensor | None = None  # of the latest forward pass that has not been balanced
 
     def __call__(self, module: nn.Module, arguments: tuple, output: Any) -> Any:
         """The hook: the output with the multimodal branch in the features' place."""
         if not torch.is_grad_enabled():
             return output
         features, selector = select(output, self.selector, self.name)
-        junction = Junction(self.meet)
-        features = junction.split(features)
+        multimodal, unimodal = self.junction.split(features)
         if not _recomputing():
-            self.latest = junction
-        return replace(output, selector, features)
+            self.features = unimodal
+        return replace(output, selector, multimodal)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "latest": None}  # a graph can be neither copied nor pickled
+        return {**self.__dict__, "features": None}  # a graph can be neither copied nor pickled
 
 
 def _recomputing() -> bool:
@@ -164,7 +169,7 @@ class Modalities:
         for name, spec in encoders.items():
             module, selector = spec if isinstance(spec, tuple) else (spec, None)
             self.paths[name], _ = find_module(model, module, f"encoders[{name!r}]")
-            self.captures.append(Capture(name, selector, meet))
+            self.captures.append(Capture(name, selector, Junction(meet)))
         self._check_disjoint()
 
     def attach(self) -> None:
@@ -186,24 +191,32 @@ class Modalities:
         """Look the parameters up again at the next use."""
         self._owned = None
 
-    def latest(self) -> list[Junction]:
-        """The junctions of the forward pass just made; `forget` afterwards, so that none serves twice.
+    def features(self) -> list[Tensor]:
+        """Features of the forward pass just made; `forget` them afterwards, so that none serves twice.
 
         Raises:
             RuntimeError: an encoder has not run since, or not with gradients enabled.
         """
-        missing = [c.name for c in self.captures if c.latest is None]
+        missing = [c.name for c in self.captures if c.features is None]
         if missing:
             raise RuntimeError(
                 f"balance() found no features of {missing}: call it once after each forward pass of the model in "
                 "which every encoder runs, with gradients enabled"
             )
-        return [c.latest for c in self.captures if c.latest is not None]
+        return [c.features for c in self.captures if c.features is not None]
 
     def forget(self) -> None:
         """Drop captured features, and with them the graph of the last forward pass."""
         for capture in self.captures:
-            capture.latest = None
+            capture.features = None
+
+    def set_coefficients(self, coefficients: Tensor | None) -> None:
+        """What the junctions apply in the backward passes to come: `[M]`, or None for 1."""
+        for index, capture in enumerate(self.captures):
+            if coefficients is None:
+                capture.junction.reset()
+            else:
+                capture.junction.set_coefficient(coefficients[index])
 
     def detach(self) -> None:
         """Take the hooks off again."""

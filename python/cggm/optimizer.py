@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -86,7 +87,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._model = MultimodalModel(model, encoders, head, classifiers=classifiers, meet=meet)
         self._model.attach(optimizer, classifier_lr)
 
-        self._pending = PendingStep(self.policy, feature=self.application == "feature")
+        self._pending = PendingStep(self.policy)
         self._state: State = {}  # the policy's, as of the last step taken
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
         self.statistics: Mapping[str, Tensor] = Statistics({})
@@ -118,8 +119,9 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             raise ValueError(
                 f"loss must be 0-dimensional, as its mean over the batch, got {list(loss.shape)}"
             )
-        junctions = self._model.modalities.latest()
-        features = [j.features.detach() if self.policy.detach_features else j.features for j in junctions]
+        features = self._model.modalities.features()
+        if self.policy.detach_features:
+            features = [x.detach() for x in features]
         outputs = self._model.classifiers(features, fit=self._fresh and world_size() == 1)
         losses = torch.stack([self.task.loss(output, target).float() for output in outputs])  # [M]
         if self.policy.score == "loss":
@@ -128,7 +130,10 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             scores = torch.stack([self.task.score(output.detach(), target).float() for output in outputs])
         self._fresh = False
         self._model.modalities.forget()
-        self._pending.add(scores, target.shape[0], junctions, self._state)
+        if self._pending.backward_ran and not self._have_gradients():
+            self._pending.clear()  # cleared by model.zero_grad(), after a step that was skipped
+        self._pending.add(scores, target.shape[0], self._state)
+        self._tell_junctions()
         total = loss + losses.sum() + self._direction_term(loss, losses)
         total.register_hook(self._pending.mark_backward)
         return total
@@ -146,7 +151,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         if self._pending.balance is None or self._pending.modulated:
             return
         owned = self._model.modalities.owned()
-        if not self._pending.backward_ran or all(p.grad is None for p, _ in owned):
+        if not self._pending.backward_ran or not self._have_gradients():
             raise RuntimeError(
                 "a balanced loss is pending, but the encoders have no gradients: call backward() on what "
                 "balance() returned before step(), and zero_grad() not between the two"
@@ -165,7 +170,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         if self.policy.lam > 0 and self.policy.direction == "weights":
             outputs = self._model.classifiers.output_weights()
             self._pending.remember(direction.weights_state(self._model.head_weight, outputs, weights))
-        self.statistics = Statistics(measured, grad_norms=lambda: gradient_norms(owned, coefficients))
+        self.statistics = Statistics(measured, grad_norms=partial(gradient_norms, owned, coefficients))
         self._pending.modulated = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -191,13 +196,15 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             if scaling is not None:
                 scaling.apply(self._pending.balance.coefficients)
             self._state = self._pending.balance.state
-        self._pending.clear()
+            self._pending.clear()
+            self._tell_junctions()
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget the scores of a step that was skipped."""
         self.base.zero_grad(set_to_none=set_to_none)
         self._pending.drop_done(self._state)
+        self._tell_junctions()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer; encoders' new parameters are modulated from now on."""
@@ -210,6 +217,14 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         The model is then as it was before, with what it has learnt, and the wrapped optimizer goes on alone.
         """
         self._model.detach(self.base)
+
+    def _have_gradients(self) -> bool:
+        return any(p.grad is not None for p, _ in self._model.modalities.owned())
+
+    def _tell_junctions(self) -> None:
+        if self.application == "feature":
+            balance = self._pending.balance
+            self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
 
     def _head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of the head's weight and of the classifiers' output weights; None where one is missing."""
@@ -243,3 +258,4 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._state = checkpoint.restore(self._model.classifiers, values, state)
         self._fresh = False
         self._pending.clear()
+        self._tell_junctions()

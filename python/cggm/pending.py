@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .distributed import sum_over_ranks
-from .junction import Junction
 from .policies import Policy
 from .policies.base import Balance, State
 
@@ -21,12 +18,10 @@ class PendingStep:
 
     Args:
         policy: turns scores into coefficients.
-        feature: whether junctions apply the coefficients, so that they must be told.
     """
 
-    def __init__(self, policy: Policy, *, feature: bool) -> None:
+    def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._feature = feature
         self.clear()
 
     def clear(self) -> None:
@@ -36,21 +31,19 @@ class PendingStep:
         self.modulated = False
         self._waiting: Tensor | None = None  # [M + 1], sums of scores and the number of samples
         self._done: Tensor | None = None  # [M + 1], the same, of losses that went backward
-        self._junctions: list[Sequence[Junction]] = []  # of forward passes that wait for their backward
 
     @property
     def backward_ran(self) -> bool:
         """Whether some balanced loss went backward since the last step."""
         return self._done is not None
 
-    def add(self, scores: Tensor, samples: int, junctions: Sequence[Junction], state: State) -> None:
+    def add(self, scores: Tensor, samples: int, state: State) -> None:
         """Count a micro-batch in: scores `[M]`, means over `samples`; coefficients are made anew."""
         if self.modulated:  # the step of the gradients so far was skipped: these belong to a new one
             self._done = None
             self.modulated = False
         sums = torch.cat([scores, scores.new_ones(1)]) * samples
         self._waiting = sums if self._waiting is None else self._waiting + sums
-        self._junctions.append(junctions)
         self._propose(state)
 
     def mark_backward(self, _gradient: Tensor | None = None) -> None:
@@ -58,7 +51,6 @@ class PendingStep:
         if self._waiting is not None:
             self._done = self._waiting if self._done is None else self._done + self._waiting
             self._waiting = None
-            self._junctions = []
 
     def drop_done(self, state: State) -> None:
         """Forget what went backward: its gradients have been cleared without a step."""
@@ -79,8 +71,3 @@ class PendingStep:
         sums = sum_over_ranks(parts[0] if len(parts) == 1 else parts[0] + parts[1])
         self.scores = sums[:-1] / sums[-1]
         self.balance = self._policy.balance(self.scores, state or self._policy.initial_state(self.scores))
-        if self._feature:
-            coefficients = self.balance.coefficients.unbind()
-            for junctions in self._junctions:
-                for junction, coefficient in zip(junctions, coefficients, strict=True):
-                    junction.coefficient = coefficient

@@ -1,0 +1,80 @@
+"""Small models and loops that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cggm import CGGMOptimizerWrapper, Policy
+
+WIDTHS = {"audio": 8, "image": 6, "text": 5}
+CLASSES = 3
+
+
+class SmallModel(nn.Module):
+    """Encoders of two layers, concatenation, a hidden fusion layer with in-place activations, a head."""
+
+    def __init__(self, modalities: tuple[str, ...] = ("audio", "image")) -> None:
+        super().__init__()
+        self.modalities = modalities
+        self.encoders = nn.ModuleDict(
+            {m: nn.Sequential(nn.Linear(WIDTHS[m], 16), nn.Tanh(), nn.Linear(16, 4)) for m in modalities}
+        )
+        self.fusion = nn.Linear(4 * len(modalities), 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        features = [self.encoders[m](x).relu_() for m, x in zip(self.modalities, inputs, strict=True)]
+        return self.head(self.fusion(torch.cat(features, 1)).relu_())
+
+
+def small_model(modalities: tuple[str, ...] = ("audio", "image"), seed: int = 0) -> SmallModel:
+    torch.manual_seed(seed)
+    return SmallModel(modalities)
+
+
+def batches(
+    count: int, modalities: tuple[str, ...] = ("audio", "image"), size: int = 32, seed: int = 1
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Batches of a learnable problem: the class depends linearly on all modalities."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(sum(WIDTHS[m] for m in modalities), CLASSES, generator=generator)
+    for _ in range(count):
+        inputs = [torch.randn(size, WIDTHS[m], generator=generator) for m in modalities]
+        yield inputs, (torch.cat(inputs, 1) @ mixing).argmax(1)
+
+
+def wrap(
+    model: nn.Module, base: torch.optim.Optimizer | None = None, policy: Policy | None = None, **options
+) -> CGGMOptimizerWrapper:
+    base = torch.optim.SGD(model.parameters(), lr=0.1) if base is None else base
+    encoders = {m: f"encoders.{m}" for m in model.modalities}
+    return CGGMOptimizerWrapper(
+        base, model, **{"encoders": encoders, "head": "head", "policy": policy} | options
+    )
+
+
+def backward(
+    model: nn.Module, optimizer: CGGMOptimizerWrapper, inputs: list[Tensor], target: Tensor
+) -> Tensor:
+    """Forward, balance and backward of one batch; the multimodal loss alone is returned."""
+    loss = F.cross_entropy(model(*inputs), target)
+    optimizer.balance(loss, target).backward()
+    return loss.detach()
+
+
+def train(model: nn.Module, optimizer: CGGMOptimizerWrapper, steps: int = 8, **options) -> list[Tensor]:
+    losses = []
+    for inputs, target in batches(steps, model.modalities, **options):
+        optimizer.zero_grad()
+        losses.append(backward(model, optimizer, inputs, target))
+        optimizer.step()
+    return losses
+
+
+def flat(model: nn.Module) -> Tensor:
+    """All of the model's own parameters in one vector, without the attached classifiers'."""
+    return torch.cat([value.flatten().clone() for value in model.state_dict().values()])

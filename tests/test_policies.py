@@ -1,0 +1,128 @@
+"""The policies' arithmetic, from numbers worked by hand, without a model."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cggm import CGGM, UnimodalLosses
+from cggm.policies.cggm import paper_balance, stable_balance
+
+SCORES = st.lists(st.floats(-3, 0, width=32), min_size=2, max_size=6)
+
+
+def test_paper_balance_by_hand():
+    # gains .3, .1, -.1: sum .3; (.3 - .3)/.3, (.3 - .1)/.3, (.3 + .1)/.3
+    torch.testing.assert_close(
+        paper_balance(torch.tensor([0.3, 0.1, -0.1])), torch.tensor([0.0, 2 / 3, 4 / 3])
+    )
+
+
+def test_paper_balance_is_unbounded_where_gains_cancel():
+    assert paper_balance(torch.tensor([0.1, -0.0999])).abs().max() > 100
+
+
+def test_stable_balance_by_hand():
+    # positive gains .3, .1, 0 of sum .4: 3/2 · (1 − .75, 1 − .25, 1)
+    expected = torch.tensor([0.375, 1.125, 1.5])
+    torch.testing.assert_close(stable_balance(torch.tensor([0.3, 0.1, -5.0])), expected)
+
+
+@given(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=8))
+def test_stable_balance_is_bounded_with_mean_one(gains):
+    balance = stable_balance(torch.tensor(gains))
+    modalities = len(gains)
+    assert balance.min() >= -1e-6
+    assert balance.max() <= modalities / (modalities - 1) + 1e-6
+    assert balance.mean().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_stable_rule_by_hand_over_three_steps():
+    policy = CGGM(rho=2.0)
+    state = policy.initial_state(torch.zeros(2))
+    first = policy.balance(torch.tensor([-2.0, -1.0]), state)
+    torch.testing.assert_close(first.coefficients, torch.tensor([2.0, 2.0]))  # nothing to compare with yet
+    second = policy.balance(torch.tensor([-1.0, -1.0]), first.state)
+    # smoothed scores -2 -> -1.9 and -1 -> -1: gains .1 and 0; terms 0 and 2, smoothed .9 and 1.1
+    torch.testing.assert_close(second.weights, torch.tensor([0.9, 1.1]))
+    torch.testing.assert_close(second.coefficients, torch.tensor([1.8, 2.2]))
+    third = policy.balance(torch.tensor([-1.9, -0.5]), second.state)
+    # smoothed scores stay at -1.9, and -1 -> -.95: gains 0 and .05; terms 2 and 0, smoothed 1.01 and .99
+    torch.testing.assert_close(third.weights, torch.tensor([1.01, 0.99]))
+
+
+def test_published_forms_compare_raw_scores_with_the_last_step():
+    policy = CGGM.released(rho=1.3)
+    state = policy.initial_state(torch.zeros(2))
+    first = policy.balance(torch.tensor([0.5, 0.25]), state)  # from scores 0: gains .5, .25
+    torch.testing.assert_close(first.coefficients, 1.3 * torch.tensor([1 / 3, 2 / 3]))
+    second = policy.balance(torch.tensor([0.5, 0.5]), first.state)
+    torch.testing.assert_close(second.weights, torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("policy", [CGGM(), CGGM.paper(), CGGM.released(), UnimodalLosses()])
+def test_a_policy_leaves_its_state_alone(policy):
+    state = policy.initial_state(torch.zeros(3))
+    before = {name: value.clone() for name, value in state.items()}
+    policy.balance(torch.tensor([-1.0, -2.0, -0.5]), state)
+    assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("policy", [CGGM(), CGGM.paper(), UnimodalLosses()])
+@given(first=SCORES, data=st.data())
+def test_permutation_equivariance(policy, first, data):
+    second = data.draw(st.lists(st.floats(-3, 0, width=32), min_size=len(first), max_size=len(first)))
+    order = torch.tensor(data.draw(st.permutations(range(len(first)))))
+
+    def coefficients(reorder):
+        state = policy.initial_state(torch.zeros(len(first)))
+        for scores in (first, second):
+            result = policy.balance(reorder(torch.tensor(scores)), state)
+            state = result.state
+        return result.coefficients
+
+    straight, permuted = coefficients(lambda s: s), coefficients(lambda s: s[order])
+    if policy == CGGM.paper():  # the denominator may cross zero: compare where the sum is well away from it
+        gains = torch.tensor(second) - torch.tensor(first)
+        if gains.sum().abs() < 1e-2:
+            return
+    torch.testing.assert_close(straight[order], permuted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", [CGGM(), CGGM.paper(), CGGM.released(), UnimodalLosses()])
+def test_equal_scores_give_equal_coefficients(policy):
+    state = policy.initial_state(torch.zeros(4))
+    for score in (0.2, 0.5, 0.4):
+        result = policy.balance(torch.full((4,), score), state)
+        state = result.state
+        torch.testing.assert_close(result.coefficients, result.coefficients[:1].expand(4))
+
+
+@pytest.mark.parametrize("policy", [CGGM(), CGGM.paper()])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_with_scores_that_are_not_finite_changes_nothing(policy, bad):
+    state = policy.balance(torch.tensor([0.2, 0.1]), policy.initial_state(torch.zeros(2))).state
+    result = policy.balance(torch.tensor([bad, 0.5]), state)
+    assert all(torch.equal(result.state[name], state[name]) for name in state)
+    assert torch.isfinite(result.coefficients).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rho": -1.0}, "rho must be"),
+        ({"lam": -0.1}, "lam must be"),
+        ({"lam": float("nan")}, "lam must be"),
+        ({"smoothing": 1.0}, "smoothing must be"),
+        ({"direction": "sideways"}, "direction must be"),
+        ({"score": "f1"}, "score must be"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        CGGM(**options)
+
+
+def test_policies_are_immutable():
+    with pytest.raises(AttributeError):
+        CGGM().rho = 2.0
