@@ -71,7 +71,16 @@ def written_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def split_rows(
     rows: int, sizes: tuple[int, int, int], generator: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Disjoint random row numbers for the training, validation and test part."""
+    """Disjoint random row numbers for the training, validation and test part.
+
+    Args:
+        rows: how many there are.
+        sizes: how many each part gets; together no more than `rows`.
+        generator: draws.
+
+    >>> [len(part) for part in split_rows(10, (5, 2, 3), np.random.default_rng(0))]
+    [5, 2, 3]
+    """
     return np.split(generator.permutation(rows)[: sum(sizes)], np.cumsum(sizes)[:-1])
 
 
@@ -85,6 +94,14 @@ def pair_rows(
         recordings: `[R]`, the digit of each recording.
         pairs: how many pairs; every digit occurs equally often, up to one.
         generator: draws.
+
+    Raises:
+        ValueError: a digit of which there is no image or no recording.
+
+    >>> digits = np.arange(10)
+    >>> image_rows, recording_rows, paired = pair_rows(digits, digits[::-1], 20, np.random.default_rng(0))
+    >>> bool((image_rows == paired).all()), bool((recording_rows == 9 - paired).all())
+    (True, True)
     """
     digits = generator.permutation(np.arange(pairs) % DIGITS)
     image_rows, recording_rows = (
@@ -156,7 +173,11 @@ class AudioEncoder(nn.Module):
 
 
 class AudioVisualModel(nn.Module):
-    """An image and an audio encoder, fused by concatenation: `([B, 64], [B, 13, 32]) -> [B, 10]`."""
+    """An image and an audio encoder, fused by concatenation: `([B, 64], [B, 13, 32]) -> [B, 10]`.
+
+    >>> AudioVisualModel()(torch.randn(5, 64), torch.randn(5, 13, 32)).shape
+    torch.Size([5, 10])
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -114,6 +114,11 @@ def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
     Args:
         job: what to do.
         advance: called after every epoch; an exception from it ends the job.
+
+    >>> from cggm.experiments import avdigits
+    >>> job = Job(build=avdigits.build, optimizer="sgd", methods=("joint", "cggm"), seed=0, epochs=1)
+    >>> [run.method for run in run_job(job).runs]
+    ['joint', 'cggm']
     """
     experiment = job.build()
     data = experiment.load(job.seed)
