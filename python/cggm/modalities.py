@@ -187,6 +187,10 @@ class Modalities:
             self._owned = [(p, i) for i, encoder in enumerate(self.encoders()) for p in encoder.parameters()]
         return self._owned
 
+    def have_gradients(self) -> bool:
+        """Whether any encoder's parameter has a gradient now."""
+        return any(p.grad is not None for p, _ in self.owned())
+
     def refresh(self) -> None:
         """Look the parameters up again at the next use."""
         self._owned = None

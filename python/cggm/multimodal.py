@@ -51,6 +51,15 @@ class MultimodalModel:
         """The head's weight, `[C, H]`."""
         return self._model.get_submodule(self._head_path).weight
 
+    def head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
+        """Gradients of the head's weight and of the classifiers' output weights, each of the head's shape.
+
+        The first is None where any of them is missing: there is nothing to compare then.
+        """
+        unimodal = [w.grad for w in self.classifiers.output_weights() if w.grad is not None]
+        complete = len(unimodal) == len(self.modalities.names)
+        return (self.head_weight.grad if complete else None), unimodal
+
     def attach(self, optimizer: Optimizer, lr: float | None) -> None:
         """Hooks onto the encoders, classifiers into the model and into a parameter group of their own.
 

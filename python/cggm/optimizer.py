@@ -130,7 +130,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             scores = torch.stack([self.task.score(output.detach(), target).float() for output in outputs])
         self._fresh = False
         self._model.modalities.forget()
-        if self._pending.backward_ran and not self._have_gradients():
+        if self._pending.backward_ran and not self._model.modalities.have_gradients():
             self._pending.clear()  # cleared by model.zero_grad(), after a step that was skipped
         self._pending.add(scores, target.shape[0], self._state)
         self._tell_junctions()
@@ -151,13 +151,13 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         if self._pending.balance is None or self._pending.modulated:
             return
         owned = self._model.modalities.owned()
-        if not self._pending.backward_ran or not self._have_gradients():
+        if not self._pending.backward_ran or not self._model.modalities.have_gradients():
             raise RuntimeError(
                 "a balanced loss is pending, but the encoders have no gradients: call backward() on what "
                 "balance() returned before step(), and zero_grad() not between the two"
             )
         coefficients, weights, _ = self._pending.balance
-        fusion, unimodal = self._head_gradients()
+        fusion, unimodal = self._model.head_gradients()
         measured = {"scores": self._pending.scores, "coefficients": coefficients}
         if self.application == "gradient":
             measured["cosines"], measured["grad_norms"] = scale_gradients_(
@@ -218,18 +218,10 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         """
         self._model.detach(self.base)
 
-    def _have_gradients(self) -> bool:
-        return any(p.grad is not None for p, _ in self._model.modalities.owned())
-
     def _tell_junctions(self) -> None:
         if self.application == "feature":
             balance = self._pending.balance
             self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
-
-    def _head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients of the head's weight and of the classifiers' output weights; None where one is missing."""
-        unimodal = [w.grad for w in self._model.classifiers.output_weights() if w.grad is not None]
-        return (self._model.head_weight.grad if len(unimodal) == len(self.modalities) else None), unimodal
 
     def _direction_term(self, loss: Tensor, losses: Tensor) -> Tensor | float:
         """The part of the direction that is a term of the loss."""
