@@ -3,8 +3,14 @@
 from cggm_ops import reference
 from cggm_ops.backend import backend, build_info, missing_reason
 from cggm_ops.ops import batched_cosine, modulate_, scale_
+from cggm_ops.optimizers import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
+from cggm_ops.segments import segment_combine_, segment_gram
 
 __all__ = [
+    "AdamSettings",
+    "Modulation",
+    "SGDSettings",
+    "adamw_",
     "backend",
     "batched_cosine",
     "build_info",
@@ -12,4 +18,7 @@ __all__ = [
     "modulate_",
     "reference",
     "scale_",
+    "segment_combine_",
+    "segment_gram",
+    "sgd_",
 ]

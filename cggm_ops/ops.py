@@ -5,7 +5,7 @@ The tensors themselves are checked by the implementation (csrc/check.h or checks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ from cggm_ops import schema
 def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tensor:
     """Return the cosines between one head gradient and M others, all in one read of everything.
 
-    cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖), and 0 where a norm is 0. Sums are taken in float64; NaN propagates. Differentiable in
-    `fusion`, twice: d cos_m / d f = (u_m/‖u_m‖ − cos_m f/‖f‖) / ‖f‖, and 0 where a norm is 0. Nothing is mutated.
+    cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖), and 0 where a norm is 0. Sums are taken in float64; NaN propagates.
+    Differentiable in `fusion`, twice: d cos_m / d f = (u_m/‖u_m‖ − cos_m f/‖f‖) / ‖f‖, and 0 where a norm is
+    0. Nothing is mutated.
 
     Args:
-        fusion: the gradient of the fusion's output layer, D elements in any shape; float32, bfloat16, float16 or float64.
-        unimodal: the gradients of the M unimodal classifiers' output layers: M tensors of D elements each, or one tensor
-            [M, ...]; dtype and device of `fusion`. A constant for autograd.
+        fusion: the gradient of the fusion's output layer, D elements in any shape; float32, bfloat16, float16
+            or float64.
+        unimodal: the gradients of the M unimodal classifiers' output layers: M tensors of D elements each, or
+            one tensor [M, ...]; dtype and device of `fusion`. A constant for autograd.
 
     Returns:
         The cosines [M] in [-1, 1]: float64 for float64, float32 for all others.
@@ -33,8 +35,9 @@ def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tenso
         RuntimeError: a tensor in `unimodal` requires grad while autograd records.
 
     Source:
-        The cosines of the direction loss in Guo et al., Classifier-guided Gradient Modulation for Enhanced Multimodal
-        Learning (NeurIPS 2024, arXiv 2411.01409), section "Direction"; the backward is its closed form.
+        The cosines of the direction loss in Guo et al., Classifier-guided Gradient Modulation for Enhanced
+        Multimodal Learning (NeurIPS 2024, arXiv 2411.01409), section "Direction"; the backward is its closed
+        form.
 
     Example:
         >>> batched_cosine(torch.tensor([3.0, 4.0]), torch.tensor([[6.0, 8.0], [-4.0, 3.0], [0.0, 0.0]]))
@@ -60,26 +63,28 @@ def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tenso
 def scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) -> Tensor:
     """Scale every gradient by its modality's coefficient, in place, and return the squared norms afterwards.
 
-    g_s ← c[owner_s] · g_s, n_m = Σ_{s: owner_s = m} ‖g_s‖². One pass over memory for any number of tensors, no
-    synchronisation with the host. A coefficient of exactly 1 leaves the bits as they are.
+    g_s ← c[owner_s] · g_s, n_m = Σ_{s: owner_s = m} ‖g_s‖². One pass over memory for any number of tensors,
+    no synchronisation with the host. A coefficient of exactly 1 leaves the bits as they are.
 
     Args:
-        grads: S tensors of any shapes without gaps in memory (any order of strides); float32, bfloat16, float16 or
-            float64, mixed at will; mutated. Products are taken in float32 (float64 for float64) and rounded once.
+        grads: S tensors of any shapes without gaps in memory (any order of strides); float32, bfloat16,
+            float16 or float64, mixed at will; mutated. Products are taken in float32 (float64 for float64)
+            and rounded once.
         owner: the modality of each tensor, in [0, M), or -1 for "leave unscaled".
         coefficients: [M], float32 or float64, any finite values, on the device of `grads`.
 
     Returns:
-        The squared norms after scaling, [M + 1] in float64: one per modality, and last the sum over the tensors with
-        owner -1. The same bits at any number of threads.
+        The squared norms after scaling, [M + 1] in float64: one per modality, and last the sum over the
+        tensors with owner -1. The same bits at any number of threads.
 
     Raises:
-        ValueError: an owner out of range, a tensor given twice, shared memory, gaps in memory, an unsupported dtype or
-            another device; nothing has been changed then.
+        ValueError: an owner out of range, a tensor given twice, shared memory, gaps in memory, an unsupported
+            dtype or another device; nothing has been changed then.
         RuntimeError: a tensor in `grads` requires grad while autograd records.
 
     Source:
-        The magnitude rule ∇θ_m ← ρ B_m ∇θ_m of Guo et al. (NeurIPS 2024, arXiv 2411.01409), with the coefficients given.
+        The magnitude rule ∇θ_m ← ρ B_m ∇θ_m of Guo et al. (NeurIPS 2024, arXiv 2411.01409), with the
+        coefficients given.
 
     Example:
         >>> grads = [torch.tensor([3.0, 4.0]), torch.tensor([1.0]), torch.tensor([2.0])]
@@ -88,7 +93,7 @@ def scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) 
         >>> grads
         [tensor([6., 8.]), tensor([0.5000]), tensor([2.])]
     """
-    return _mutate(schema.scale_, grads, owner, coefficients)
+    return mutate(schema.scale_, {"grads": grads}, grads, owner, coefficients)
 
 
 def modulate_(
@@ -100,8 +105,8 @@ def modulate_(
 ) -> tuple[Tensor, Tensor]:
     """Do what `scale_` and `batched_cosine` do, in one launch, without autograd.
 
-    g_s ← c[owner_s] · g_s, and cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖). The head gradients may be among `grads` where their owner
-    is -1, since they are then only read.
+    g_s ← c[owner_s] · g_s, and cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖). The head gradients may be among `grads` where
+    their owner is -1, since they are then only read.
 
     Args:
         grads: S tensors as for `scale_`; mutated.
@@ -111,11 +116,12 @@ def modulate_(
         unimodal: M tensors of D elements, or one tensor [M, ...], as for `batched_cosine`.
 
     Returns:
-        The cosines [M], and the squared norms after scaling [M + 1] in float64, as the two functions return them.
+        The cosines [M], and the squared norms after scaling [M + 1] in float64, as the two functions return
+        them.
 
     Raises:
-        ValueError: as for `scale_` and `batched_cosine`, and where a head gradient shares memory with a tensor that is to
-            be scaled; nothing has been changed then.
+        ValueError: as for `scale_` and `batched_cosine`, and where a head gradient shares memory with a
+            tensor that is to be scaled; nothing has been changed then.
         RuntimeError: a tensor in `grads` requires grad while autograd records.
 
     Source:
@@ -128,19 +134,29 @@ def modulate_(
         >>> cosines, sq_norms
         (tensor([ 1., -1.]), tensor([100.,   1.,   0.], dtype=torch.float64))
     """
-    return _mutate(schema.modulate_, grads, owner, coefficients, fusion.detach(), _rows(unimodal))
+    return mutate(
+        schema.modulate_, {"grads": grads}, grads, owner, coefficients, fusion.detach(), _rows(unimodal)
+    )
 
 
 def _rows(unimodal: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return unimodal.unbind(0) if isinstance(unimodal, Tensor) else unimodal
 
 
-def _mutate(op: Any, grads: Sequence[Tensor], *rest: Any) -> Any:
-    """Call a mutating operator past its autograd layer, doing here what that layer does (see schema.py)."""
+def mutate(op: Any, mutated: Mapping[str, Sequence[Tensor]], *arguments: Any) -> Any:
+    """Call a mutating operator past its autograd layer, doing here what that layer does (see schema.py).
+
+    Args:
+        op: the operator's overload.
+        mutated: which of the arguments it changes, by the names that their user knows.
+        arguments: the operator's.
+    """
     if torch.compiler.is_compiling():
-        return op(grads, *rest)
-    schema.require_no_grad(grads)
+        return op(*arguments)
+    for name, tensors in mutated.items():
+        schema.require_no_grad(tensors, name)
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        result = op(grads, *rest)
-    torch.autograd.graph.increment_version(grads)
+        result = op(*arguments)
+    for tensors in mutated.values():
+        torch.autograd.graph.increment_version(tensors)
     return result

@@ -58,6 +58,26 @@ def modulate_(
     return cosines, _scale_(grads, owner, coefficients)
 
 
+def segment_gram(tensors: Sequence[Tensor], sets: int) -> Tensor:
+    """Return all dot products of K sets of S tensors, given one set after the other, per segment: [S, K, K]."""
+    checks.check_sets(tensors, sets)
+    count = len(tensors) // sets
+    rows = [_rows(tensors[0], tensors[segment::count]) for segment in range(count)]  # S times [K, N]
+    return torch.stack([row @ row.T for row in rows])
+
+
+def segment_combine_(into: Sequence[Tensor], others: Sequence[Tensor], weights: Tensor) -> None:
+    """Write Σ_k weights[s, k] g_k[s] over the tensors of set 0; `others` holds the sets 1 to K - 1."""
+    checks.check_combination(into, others, weights)
+    for segment, target in enumerate(into):
+        dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
+        scales = weights[segment].to(dtype)  # [K]
+        total = target.to(dtype) * scales[0]
+        for scale, other in zip(scales[1:], others[segment :: len(into)], strict=True):
+            total = total + other.to(dtype) * scale
+        target.copy_(total)
+
+
 def head_products(fusion: Tensor, unimodal: Sequence[Tensor]) -> Tensor:
     """Return (dots [M], squared norms [M], squared norm of fusion) as one float64 tensor [2M + 1]."""
     flat = fusion.double().reshape(-1)  # [D]

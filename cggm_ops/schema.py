@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cggm_ops import reference
+from cggm_ops import reference, reference_optimizers
 
 NAMESPACE = "cggm_ops"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -27,23 +27,25 @@ def _define(schema: str, default: Callable[..., Any], fake: Callable[..., Any]) 
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def require_no_grad(grads: Sequence[Tensor]) -> None:
+def require_no_grad(tensors: Sequence[Tensor], name: str) -> None:
     """Refuse to change tensors that autograd follows."""
-    if torch.is_grad_enabled() and any(grad.requires_grad for grad in grads):
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(tensors):
         raise RuntimeError(
-            "grads holds a tensor that requires grad, and it would be changed in place while autograd records: call "
+            f"{name} holds a tensor that requires grad, and it would be changed in place while autograd records: call "
             "this under torch.no_grad(), or pass .grad tensors"
         )
 
 
-def _guard_mutation(op: Any) -> None:
-    """Refuse tensors that autograd follows, and count the change in their versions."""
+def _guard_mutation(op: Any, mutated: tuple[int, ...] = (0,)) -> None:
+    """Refuse tensors that autograd follows in the mutated lists, and count the change in their versions."""
+    names = [op._schema.arguments[position].name for position in mutated]
 
-    def guarded(keyset: Any, grads: Sequence[Tensor], *rest: Any) -> Any:
-        require_no_grad(grads)
-        torch.autograd.graph.increment_version(grads)
+    def guarded(keyset: Any, *arguments: Any) -> Any:
+        for position, name in zip(mutated, names, strict=True):
+            require_no_grad(arguments[position], name)
+            torch.autograd.graph.increment_version(arguments[position])
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, grads, *rest)
+            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
 
     _library.impl(op._opname, guarded, "Autograd", with_keyset=True)
 
@@ -122,3 +124,54 @@ modulate_ = _define(
     _modulate_fake,
 )
 _guard_mutation(modulate_)
+
+# segment_gram ------------------------------------------------------------------------------------------------------
+
+
+def _segment_gram_fake(tensors: Sequence[Tensor], sets: int) -> Tensor:
+    return tensors[0].new_empty((len(tensors) // sets, sets, sets), dtype=torch.float64)
+
+
+segment_gram = _define(
+    # K sets of S tensors, one set after the other -> [S, K, K]
+    "segment_gram(Tensor[] tensors, int sets) -> Tensor",
+    reference.segment_gram,
+    _segment_gram_fake,
+)
+
+# segment_combine_ --------------------------------------------------------------------------------------------------
+
+
+def _nothing_fake(*arguments: Any) -> None:
+    return None
+
+
+segment_combine_ = _define(
+    # set 0, and the K - 1 others one after the other; weights [S, K]
+    "segment_combine_(Tensor(a!)[] into, Tensor[] others, Tensor weights) -> ()",
+    reference.segment_combine_,
+    _nothing_fake,
+)
+_guard_mutation(segment_combine_)
+
+# adamw_ and sgd_ ---------------------------------------------------------------------------------------------------
+
+_MODULATION = "int[] owner, Tensor? grad_scale, Tensor? update_scale, Tensor? found_inf"
+
+adamw_ = _define(
+    "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    f"Tensor(d!)[] steps, {_MODULATION}, float lr, float beta1, float beta2, float eps, float weight_decay, "
+    "bool decoupled, bool maximize) -> ()",
+    reference_optimizers.adamw_,
+    _nothing_fake,
+)
+_guard_mutation(adamw_, (0, 2, 3, 4))
+
+sgd_ = _define(
+    "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
+    f"{_MODULATION}, float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
+    "bool first) -> ()",
+    reference_optimizers.sgd_,
+    _nothing_fake,
+)
+_guard_mutation(sgd_, (0, 2))
