@@ -23,10 +23,12 @@ def sources(folder: str, *patterns: str) -> list[str]:
 
 
 def cuda_home() -> str | None:
-    """Where nvcc lives: torch's CPU build does not look for it."""
+    """Where the CUDA toolkit lives: torch's CPU build does not look for it. nvcc on the PATH may be a mere wrapper."""
     nvcc = shutil.which("nvcc")
-    home = os.environ.get("CUDA_HOME") or (str(Path(nvcc).resolve().parents[1]) if nvcc else None)
-    return home if home and (Path(home) / "bin" / "nvcc").exists() else None
+    found = [os.environ.get("CUDA_HOME"), Path(nvcc).resolve().parents[1] if nvcc else None, "/usr/local/cuda"]
+    homes = (Path(home) for home in found if home)
+    needed = ("bin/nvcc", "include/cuda_runtime.h")
+    return next((str(home) for home in homes if all((home / path).exists() for path in needed)), None)
 
 
 def cuda_archs(torch) -> str | None:
@@ -58,11 +60,17 @@ def extension() -> dict:
     if archs:
         home = cuda_home()
         cpp_extension.CUDA_HOME = home
-        files += sources("csrc", "cuda/*.cu")
+        files += sources("csrc", "cuda/*.cu", "cuda/*.cpp")
         gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs.split(";")]
+        # Later devices compile the intermediate code of the first architecture when they load it.
+        first = archs.split(";")[0]
+        gencode.append(f"-gencode=arch=compute_{first},code=compute_{first}")
         compile_args["cxx"] += [f'-DCGGM_CUDA_ARCHS="{archs}"', f"-I{home}/include"]
         compile_args["nvcc"] = ["-O3", "-std=c++17", *define, *gencode]
         options = {"libraries": ["cudart_static", "rt", "dl"], "library_dirs": [f"{home}/lib64"]}
+        if torch.version.cuda is not None:
+            # The weak reference to torch's current stream would not make the linker keep this library.
+            options["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch_cuda"]
     module = cpp_extension.CppExtension(
         "cggm_ops._C",
         files,

@@ -1,5 +1,10 @@
 // The Python module: importing it registers the operators (register.cpp); build_info() says how it was built.
 #include <pybind11/pybind11.h>
+#include <string>
+
+#ifdef CGGM_CUDA_ARCHS
+#include <cuda_runtime_api.h>
+#endif
 
 #include "cpu/loops.h"
 
@@ -16,7 +21,7 @@ py::dict build_info() {
 #endif
   info["isa"] = cggm::cpu::isa();
 #ifdef CGGM_CUDA_ARCHS
-  info["cuda"] = cggm::cuda_version();
+  info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["cuda_architectures"] = CGGM_CUDA_ARCHS;
 #else
   info["cuda"] = py::none();

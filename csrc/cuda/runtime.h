@@ -1,0 +1,68 @@
+// Torch's device, stream and element types, for the code that prepares a launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "check.h"
+#include "table.h"
+
+// Declared by torch for CUDA builds only. Weak, so that a library with kernels can be loaded (and checked) beside a torch
+// that has no CUDA; a tensor on a GPU, and with it a call of this, can't exist there.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#pragma weak aoti_torch_get_current_cuda_stream
+
+namespace cggm::cuda {
+
+// Makes the device of a tensor the current one for the lifetime of this object.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    const int32_t index = tensor.get_device_index();
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+    const cudaError_t error = cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, index);
+    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  }
+  cudaStream_t stream() const { return stream_; }
+  int multiprocessors() const { return multiprocessors_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+  int multiprocessors_ = 0;
+};
+
+// `dtype` must be a supported one.
+inline DType to_dtype(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return DType::kDouble;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kHalf;
+    default:
+      return DType::kFloat;
+  }
+}
+
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline int32_t count_chunks(int64_t numel, int64_t size) {
+  const int64_t chunks = (numel + size - 1) / size;
+  if (chunks > INT32_MAX / 2) refuse("a tensor of ", numel, " elements is too large for one call: split it");
+  return static_cast<int32_t>(chunks);
+}
+
+inline void check_modalities(size_t modalities, const char* name) {
+  if (modalities > kMaxModalities)
+    refuse(name, " must hold at most ", kMaxModalities, " modalities on CUDA, found ", modalities, ": split the call");
+}
+
+}  // namespace cggm::cuda
