@@ -28,7 +28,7 @@ $(BIN)/python:
 # torch, setuptools, ninja and pybind11 first: the extension is built against exactly this torch.
 $(INSTALLED): $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools ninja pybind11
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[demo,dev,integrations]"
 	touch $@
 
 clean:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from cggm_ops import batched_cosine, modulate_, scale_
 
+from .distributed import Groups, is_sharded, local, shard_groups, sum_over_shards
 from .policies.base import Application, Policy
 
 Owned = Sequence[tuple[Tensor, int]]  # parameters with the index of their modality
@@ -32,6 +33,22 @@ def choose_application(policy: Policy, apply: str, optimizer: Optimizer) -> Appl
     return choices[0] if apply == "auto" else apply  # type: ignore[return-value]
 
 
+def check_updated(owned: Owned, names: Sequence[str], optimizer: Optimizer) -> None:
+    """Refuse `apply="update"` for an encoder of which the optimizer steps no parameter.
+
+    Raises:
+        ValueError: there is such an encoder, and it is not frozen.
+    """
+    stepped = {p for group in optimizer.param_groups for p in group["params"]}
+    for index, name in enumerate(names):
+        trained = [p for p, owner in owned if owner == index and p.requires_grad]
+        if trained and stepped.isdisjoint(trained):
+            raise ValueError(
+                f"apply='update' scales what this optimizer does, but it has no parameter of encoder {name!r}: "
+                "pass 'gradient' or 'feature', or an optimizer over the parameters that the model has now"
+            )
+
+
 def scale_gradients_(
     owned: Owned, coefficients: Tensor, fusion: Tensor | None, unimodal: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -50,40 +67,68 @@ def scale_gradients_(
     """
     cosines = None
     squared = torch.zeros(coefficients.numel(), dtype=torch.float64, device=coefficients.device)  # [M]
-    for device, (grads, owners) in _by_device((p.grad, i) for p, i in owned if p.grad is not None).items():
+    for (device, groups), (grads, owners) in _by_place(_gradients(owned)).items():
         scales = coefficients.to(device)
-        if fusion is not None and fusion.device == device:
+        if fusion is not None and fusion.device == device and not is_sharded(fusion):
             cosines, sums = modulate_(grads, owners, scales, fusion, unimodal)
         else:
             sums = scale_(grads, owners, scales)
-        squared += sums[:-1].to(squared.device)
+        squared += sum_over_shards(sums[:-1], groups).to(squared.device)
     if cosines is None:
         cosines = head_cosines(fusion, unimodal, coefficients)
     return cosines, squared.sqrt().float()
 
 
-def _by_device(tensors: Iterable[tuple[Tensor, int]]) -> dict[torch.device, tuple[list[Tensor], list[int]]]:
-    devices: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
-    for tensor, owner in tensors:
-        grads, owners = devices.setdefault(tensor.device, ([], []))
-        grads.append(tensor)
+def _gradients(owned: Owned) -> Iterable[tuple[Tensor, int, Groups]]:
+    """Dense gradients in this process: of a sparse one the values, of a sharded one the local shard."""
+    for parameter, owner in owned:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
+            if not gradient.is_coalesced():  # rows that occur twice have to be added up for the norm
+                parameter.grad = gradient = gradient.coalesce()
+            yield gradient._values(), owner, ()
+        else:
+            yield local(gradient), owner, shard_groups(gradient)
+
+
+def _by_place(
+    tensors: Iterable[tuple[Tensor, int, Groups]],
+) -> dict[tuple[torch.device, Groups], tuple[list[Tensor], list[int]]]:
+    """Tensors and their owners by device and by the process groups that hold their other shards."""
+    places: dict[tuple[torch.device, Groups], tuple[list[Tensor], list[int]]] = {}
+    for tensor, owner, groups in tensors:
+        part, owners = places.setdefault((tensor.device, groups), ([], []))
+        part.append(tensor)
         owners.append(owner)
-    return devices
+    return places
 
 
 def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor) -> Tensor:
     """Cosines `[M]` of the head's gradient with each classifier's; zeros where the head has none."""
-    return torch.zeros_like(like) if fusion is None else batched_cosine(fusion, unimodal)
+    if fusion is None:
+        return torch.zeros_like(like)
+    if not is_sharded(fusion):
+        return batched_cosine(fusion, unimodal)
+    shard = local(fusion).double().flatten()  # [D of this rank]
+    others = torch.stack([local(u).double().flatten() for u in unimodal])  # [M, D of this rank]
+    sums = torch.cat([shard.square().sum()[None], others.square().sum(1), others @ shard])  # [1 + 2 M]
+    square, squares, products = sum_over_shards(sums, shard_groups(fusion)).split(
+        [1, len(others), len(others)]
+    )
+    norms = (square * squares).sqrt()
+    return torch.where(norms > 0, products / norms, 0.0).to(like.dtype)
 
 
 def gradient_norms(owned: Owned, like: Tensor) -> Tensor:
     """Norms `[M]` of the encoders' gradients as they are now; zeros where there are none."""
     squared = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)  # [M]
-    for index in range(like.numel()):
-        grads = [p.grad for p, owner in owned if owner == index and p.grad is not None]
-        if grads:
-            norms = torch.stack([n.to(like.device) for n in torch._foreach_norm(grads, dtype=torch.float32)])
-            squared[index] = norms.double().square().sum()
+    for (device, groups), (grads, owners) in _by_place(_gradients(owned)).items():
+        norms = torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).double()
+        sums = torch.zeros_like(squared, device=device)
+        sums.index_add_(0, torch.tensor(owners, device=device), norms.square())
+        squared += sum_over_shards(sums, groups).to(squared.device)
     return squared.sqrt().float()
 
 
@@ -95,7 +140,7 @@ class UpdateScaling:
     """
 
     def __init__(self, owned: Owned) -> None:
-        trainable = [(p.detach(), owner) for p, owner in owned if p.requires_grad]
+        trainable = [(local(p.detach()), owner) for p, owner in owned if p.requires_grad]
         self._parameters = [p for p, _ in trainable]
         self._owners = [owner for _, owner in trainable]
         self._before = [p.clone() for p in self._parameters]
@@ -103,7 +148,8 @@ class UpdateScaling:
     def apply(self, coefficients: Tensor) -> None:
         """Rescale the step that was taken since construction by the coefficients `[M]`."""
         updates = torch._foreach_sub(self._parameters, self._before)
-        for device, (part, owners) in _by_device(zip(updates, self._owners, strict=True)).items():
+        places = _by_place((update, owner, ()) for update, owner in zip(updates, self._owners, strict=True))
+        for (device, _), (part, owners) in places.items():
             scale_(part, owners, coefficients.to(device))
         torch._foreach_add_(self._before, updates)
         torch._foreach_copy_(self._parameters, self._before)

@@ -1,9 +1,21 @@
-"""Everything that differs when several processes train one model, in one place."""
+"""Everything that differs when several processes train one model, in one place.
+
+Replicas (DistributedDataParallel) hold whole gradients; shards (FSDP2) hold `DTensor`s, of which the arithmetic
+elsewhere only ever sees the local part: `local` hands it out, and sums over it are added up over the mesh.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Groups = tuple[Any, ...]  # of torch.distributed.ProcessGroup, which not every build of torch has
 
 
 def world_size() -> int:
@@ -27,3 +39,126 @@ def sum_over_ranks(sums: Tensor) -> Tensor:
         sums = sums.clone()
         dist.all_reduce(sums)
     return sums
+
+
+@torch.no_grad()
+def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their means over all ranks, in one collective; mutated.
+
+    Args:
+        tensors: of the same number and shapes on every rank.
+    """
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([t.flatten().float() for t in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / world_size()).split([t.numel() for t in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a `DTensor`; where nobody has imported them, which takes a second, there is none.
+
+    >>> is_sharded(torch.ones(2))
+    False
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a `DTensor`, sharing its memory; any other tensor itself.
+
+    >>> local(torch.ones(2))
+    tensor([1., 1.])
+    """
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a `DTensor`, gathered from every rank; any other tensor itself."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def shard_groups(tensor: Tensor) -> Groups:
+    """The process groups over which a tensor is split: none for a plain tensor, one for FSDP2, HSDP included."""
+    if not is_sharded(tensor):
+        return ()
+    return tuple(
+        tensor.device_mesh.get_group(dim) for dim, place in enumerate(tensor.placements) if place.is_shard()
+    )
+
+
+def sum_over_shards(sums: Tensor, groups: Groups) -> Tensor:
+    """Sums of local parts, added up over the ranks that hold the other parts.
+
+    Args:
+        sums: any shape; mutated where there are groups.
+        groups: as `shard_groups` returns them.
+    """
+    for group in groups:
+        dist.all_reduce(sums, group=group)
+    return sums
+
+
+class ClassifierReplicas:
+    """Keeps the unimodal classifiers equal on all ranks where nothing else does.
+
+    Whoever wraps the model first decides: `DistributedDataParallel` made after the classifiers were attached
+    counts them among its parameters and reduces their gradients; made before, it does not know them, and they
+    are averaged here. With `fully_shard` they become a sharded module of their own.
+
+    Args:
+        model: the user's model as given, in its wrapper or not.
+        classifiers: the unimodal classifiers, not attached yet; sharded in place where the model is.
+
+    Raises:
+        ValueError: parameters sharded otherwise than by `fully_shard` of the whole model.
+    """
+
+    def __init__(self, model: nn.Module, classifiers: nn.Module) -> None:
+        self._classifiers = classifiers
+        self._reducer: nn.Module | None = model if isinstance(model, DistributedDataParallel) else None
+        self.sharded = any(is_sharded(p) for p in model.parameters())
+        if self.sharded:
+            _shard(classifiers, model)
+
+    def note_reducer(self, _module: nn.Module, _arguments: tuple) -> None:
+        """Forward pre-hook on the user's model: which DistributedDataParallel is running it."""
+        if not torch.compiler.is_compiling():
+            self._reducer = DistributedDataParallel._get_active_ddp_module() or self._reducer
+
+    @property
+    def _forgotten(self) -> bool:
+        """Whether a reducer is at work that does not know the classifiers."""
+        if not isinstance(self._reducer, DistributedDataParallel):
+            return False
+        known = {id(p) for p in self._reducer._module_parameters}
+        return not all(id(p) in known for p in self._classifiers.parameters())
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Give all ranks the first one's values, where DistributedDataParallel has not done so."""
+        if self._forgotten:
+            for tensor in (*self._classifiers.parameters(), *self._classifiers.buffers()):
+                dist.broadcast(tensor, 0)
+
+    def average_gradients_(self) -> None:
+        """Average the classifiers' gradients over the ranks, where DistributedDataParallel has not done so."""
+        if self._forgotten:
+            average_over_ranks_([p.grad for p in self._classifiers.parameters() if p.grad is not None])
+
+
+def _shard(classifiers: nn.Module, model: nn.Module) -> None:
+    """Shard the classifiers over the mesh of a model that `fully_shard` has sharded as a whole."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    sharded = [p for p in model.parameters() if is_sharded(p)]
+    if not isinstance(model, FSDPModule) or any(len(shard_groups(p)) != 1 for p in sharded):
+        raise ValueError(
+            "model: some of its parameters are DTensors, but not because fully_shard() was called on the model "
+            "itself over a data mesh of one or two dimensions; tensor parallelism and a model of which only "
+            "parts are sharded are not supported: call fully_shard(model) last, before making the optimizer"
+        )
+    fully_shard(classifiers, mesh=sharded[0].device_mesh)

@@ -64,8 +64,9 @@ class MultimodalModel:
         """Hooks onto the encoders, classifiers into the model and into a parameter group of their own.
 
         Args:
-            optimizer: gets the group of those classifier parameters that are not the model's already.
-            lr: the group's learning rate; None for that of the first group.
+            optimizer: gets a group of those classifier parameters that are neither the model's nor its already.
+            lr: the group's learning rate; None for that of the group whose options it takes: the head's, or the
+                first where the optimizer does not have the head.
         """
         for name, encoder in zip(self.modalities.names, self.modalities.encoders(), strict=True):
             if not any(p.requires_grad for p in encoder.parameters()):
@@ -73,13 +74,14 @@ class MultimodalModel:
                     f"encoder {name!r} is frozen: its score counts, but there is nothing to modulate",
                     stacklevel=4,
                 )
-        own = [
-            (f"{ATTACHED}.{name}", p) for name, p in self.classifiers.named_parameters() if p in self._own()
-        ]
-        first = optimizer.param_groups[0]
-        group: dict[str, Any] = {"params": own if "param_names" in first else [p for _, p in own]}
-        if "lr" in first:
-            group["lr"] = first["lr"] if lr is None else lr
+        new = self._own().difference(*(group["params"] for group in optimizer.param_groups))
+        own = [(f"{ATTACHED}.{name}", p) for name, p in self.classifiers.named_parameters() if p in new]
+        groups, weight = optimizer.param_groups, self.head_weight
+        like = next((group for group in groups if any(p is weight for p in group["params"])), groups[0])
+        group = {option: value for option, value in like.items() if option not in ("params", "param_names")}
+        group["params"] = own if "param_names" in like else [p for _, p in own]
+        if lr is not None:
+            group["lr"] = lr
         if own:
             optimizer.add_param_group(group)
         self._model.add_module(ATTACHED, self.classifiers)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import checkpoint, direction
-from .application import UpdateScaling, choose_application, gradient_norms, head_cosines, scale_gradients_
+from .application import (
+    UpdateScaling,
+    check_updated,
+    choose_application,
+    gradient_norms,
+    head_cosines,
+    scale_gradients_,
+)
 from .distributed import world_size
 from .multimodal import MultimodalModel
 from .pending import PendingStep
@@ -44,7 +51,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             that does not depend on the number of parameters. `"gradient"`: on the parameters' gradients.
             `"update"`: on what the optimizer does to the parameters, which survives the normalisation of Adam
             and kin. `"auto"`: what the policy prefers with this optimizer.
-        classifier_lr: learning rate of the unimodal classifiers, by default that of the first group.
+        classifier_lr: learning rate of the unimodal classifiers, by default that of the head's group.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; the message names it and the mend.
@@ -85,6 +92,8 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self.application = choose_application(self.policy, apply, optimizer)
         meet = self.policy.meet if self.application == "feature" else None
         self._model = MultimodalModel(model, encoders, head, classifiers=classifiers, meet=meet)
+        if self.application == "update":
+            check_updated(self._model.modalities.owned(), self.modalities, optimizer)
         self._model.attach(optimizer, classifier_lr)
 
         self._pending = PendingStep(self.policy)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
+
+# Optimizers that cannot drive the classifiers' parameters, and what to do instead.
+_REFUSED = {
+    LBFGS: "it evaluates the loss many times a step and takes one parameter group only; use SGD or AdamW",
+    Muon: "it takes matrices only, not the classifiers' biases; wrap the optimizer of the other parameters "
+    "(apply='feature' or 'gradient') and step Muon beside it, or take a Muon with an auxiliary Adam",
+    SparseAdam: "it takes sparse gradients only, not the classifiers' dense ones; wrap the optimizer of the other "
+    "parameters (apply='feature' or 'gradient') and step SparseAdam beside it",
+}
 
 _HOOK_TABLES = (
     "_optimizer_step_pre_hooks",
@@ -27,12 +36,15 @@ class WrappedOptimizer(Optimizer):
         base: the optimizer to drive.
 
     Raises:
-        TypeError: not an optimizer, or already wrapped.
+        TypeError: not an optimizer, already wrapped, or one that cannot drive the unimodal classifiers.
     """
 
     def __init__(self, base: Optimizer) -> None:
         if not isinstance(base, Optimizer) or isinstance(base, WrappedOptimizer):
             raise TypeError(f"optimizer must be a plain torch.optim.Optimizer, got {type(base).__name__}")
+        for refused, why in _REFUSED.items():
+            if isinstance(base, refused):
+                raise TypeError(f"optimizer cannot be {refused.__name__}: {why}")
         self.base = base
         for table in _HOOK_TABLES:
             setattr(self, table, OrderedDict())
