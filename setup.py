@@ -25,7 +25,11 @@ def sources(folder: str, *patterns: str) -> list[str]:
 def cuda_home() -> str | None:
     """Where the CUDA toolkit lives: torch's CPU build does not look for it. nvcc on the PATH may be a mere wrapper."""
     nvcc = shutil.which("nvcc")
-    found = [os.environ.get("CUDA_HOME"), Path(nvcc).resolve().parents[1] if nvcc else None, "/usr/local/cuda"]
+    found = [
+        os.environ.get("CUDA_HOME"),
+        Path(nvcc).resolve().parents[1] if nvcc else None,
+        "/usr/local/cuda",
+    ]
     homes = (Path(home) for home in found if home)
     needed = ("bin/nvcc", "include/cuda_runtime.h")
     return next((str(home) for home in homes if all((home / path).exists() for path in needed)), None)

@@ -11,6 +11,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include "tensor_list.h"
+
 namespace cggm {
 
 using torch::headeronly::ScalarType;
@@ -38,12 +40,16 @@ inline bool is_supported(ScalarType dtype) {
 }
 
 // True where the elements fill one block of memory without gaps or overlaps, in whatever order.
-inline bool is_dense(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return true;
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
+inline bool is_dense(AtenTensorHandle tensor) {
+  bool contiguous = false;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &contiguous));
+  if (contiguous) return true;
+  int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dim));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
   std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
-  for (size_t d = 0; d < sizes.size(); ++d)
+  for (int64_t d = 0; d < dim; ++d)
     if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
   std::sort(dims.begin(), dims.end());
   int64_t expected = 1;
@@ -62,10 +68,10 @@ inline int64_t extent(const Tensor& tensor) {
   return last + 1;
 }
 
-inline void check_dtype(const Tensor& tensor, const char* name) {
-  if (!is_supported(tensor.scalar_type()))
-    refuse(name, " must be float32, bfloat16, float16 or float64, found ",
-           torch::headeronly::toString(tensor.scalar_type()), ": convert it first");
+inline void check_dtype(ScalarType dtype, const char* name) {
+  if (!is_supported(dtype))
+    refuse(name, " must be float32, bfloat16, float16 or float64, found ", torch::headeronly::toString(dtype),
+           ": convert it first");
 }
 
 inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* name, const char* other_name) {
@@ -75,7 +81,7 @@ inline void check_same_device(const Tensor& tensor, const Tensor& other, const c
 
 // grads, owner and coefficients of scale_ and modulate_; nothing is changed when they are refused.
 inline std::vector<Segment> check_segments(
-    const std::vector<Tensor>& grads, const std::vector<int64_t>& owner, const Tensor& coefficients) {
+    const TensorList& grads, const std::vector<int64_t>& owner, const Tensor& coefficients) {
   const ScalarType kind = coefficients.scalar_type();
   if (coefficients.dim() != 1 || (kind != ScalarType::Float && kind != ScalarType::Double))
     refuse("coefficients must be one-dimensional, float32 or float64, found ", coefficients.dim(), " dimensions of ",
@@ -83,19 +89,28 @@ inline std::vector<Segment> check_segments(
   if (owner.size() != grads.size())
     refuse("owner must name one modality per tensor in grads, found ", owner.size(), " for ", grads.size());
   const int64_t modalities = coefficients.numel();
-  std::vector<Segment> segments;
-  segments.reserve(grads.size());
+  int32_t device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(coefficients.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(coefficients.get(), &device_index));
+  std::vector<Segment> segments(grads.size());
   for (size_t s = 0; s < grads.size(); ++s) {
-    const Tensor& grad = grads[s];
-    check_dtype(grad, "grads");
-    check_same_device(grad, coefficients, "grads", "coefficients");
+    Segment& segment = segments[s];
+    int32_t dtype = 0, type = 0, index = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(grads[s], &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(grads[s], &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(grads[s], &index));
+    segment.dtype = take<ScalarType>(torch::stable::detail::from(dtype));
+    segment.modality = owner[s];
+    check_dtype(segment.dtype, "grads");
+    if (type != device_type || index != device_index)
+      refuse("grads[", s, "] must be on the device of coefficients: move one of them with .to(device)");
     if (owner[s] < -1 || owner[s] >= modalities)
       refuse("owner must lie in [-1, ", modalities, ") for ", modalities, " coefficients, found ", owner[s], " at ", s);
-    if (!is_dense(grad))
+    if (!is_dense(grads[s]))
       refuse("grads[", s, "] must fill its memory without gaps or overlaps: pass .contiguous() and copy the result back");
-    const int64_t numel = grad.numel();
-    segments.push_back(
-        {grad.data_ptr(), numel, numel * static_cast<int64_t>(grad.element_size()), owner[s], grad.scalar_type()});
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(grads[s], &segment.numel));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(grads[s], &segment.data));
+    segment.bytes = segment.numel * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
   }
   return segments;
 }
@@ -129,7 +144,7 @@ inline void check_not_scaled(const Tensor& tensor, const std::vector<const Segme
 
 // fusion [D] and unimodal, M tensors of D elements.
 inline void check_head(const Tensor& fusion, const std::vector<Tensor>& unimodal) {
-  check_dtype(fusion, "fusion");
+  check_dtype(fusion.scalar_type(), "fusion");
   for (size_t m = 0; m < unimodal.size(); ++m) {
     if (unimodal[m].numel() != fusion.numel())
       refuse("unimodal[", m, "] must have as many elements as fusion (", fusion.numel(), "), found ", unimodal[m].numel(),

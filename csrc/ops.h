@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 namespace cggm {
@@ -19,16 +20,13 @@ std::tuple<Tensor, Tensor> batched_cosine(Tensor fusion, std::vector<Tensor> uni
 // -> gradient with respect to fusion, of its shape and dtype
 Tensor batched_cosine_backward(Tensor grad, Tensor products, Tensor fusion, std::vector<Tensor> unimodal);
 
-// -> squared norms after scaling [M + 1]
-Tensor scale_(std::vector<Tensor> grads, std::vector<int64_t> owner, Tensor coefficients);
+// The operators on lists of gradients take their arguments from the dispatcher's stack themselves (tensor_list.h).
 
-// -> cosines [M], squared norms after scaling [M + 1]
-std::tuple<Tensor, Tensor> modulate_(
-    std::vector<Tensor> grads,
-    std::vector<int64_t> owner,
-    Tensor coefficients,
-    Tensor fusion,
-    std::vector<Tensor> unimodal);
+// grads, owner, coefficients -> squared norms after scaling [M + 1]
+void scale_(StableIValue* stack, uint64_t arguments, uint64_t results);
+
+// grads, owner, coefficients, fusion, unimodal -> cosines [M], squared norms after scaling [M + 1]
+void modulate_(StableIValue* stack, uint64_t arguments, uint64_t results);
 
 }  // namespace cpu
 }  // namespace cggm

@@ -6,6 +6,6 @@
 STABLE_TORCH_LIBRARY_IMPL(cggm_ops, CPU, library) {
   library.impl("batched_cosine", TORCH_BOX(&cggm::cpu::batched_cosine));
   library.impl("batched_cosine_backward", TORCH_BOX(&cggm::cpu::batched_cosine_backward));
-  library.impl("scale_", TORCH_BOX(&cggm::cpu::scale_));
-  library.impl("modulate_", TORCH_BOX(&cggm::cpu::modulate_));
+  library.impl("scale_", &cggm::cpu::scale_);
+  library.impl("modulate_", &cggm::cpu::modulate_);
 }

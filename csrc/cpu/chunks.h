@@ -12,9 +12,9 @@
 
 namespace cggm::cpu {
 
-constexpr int64_t kChunk = 16384;    // elements of a gradient
-constexpr int64_t kHeadChunk = 4096; // elements of each head gradient
-constexpr int64_t kGrain = 32768;    // elements worth a thread of their own
+constexpr int64_t kChunk = 16384;     // elements of a gradient
+constexpr int64_t kHeadChunk = 8192;  // elements of each head gradient
+constexpr int64_t kGrain = 32768;     // elements worth a thread of their own
 
 struct Chunk {
   const Segment* segment;

@@ -15,7 +15,7 @@ struct Half {
 };
 
 // Elements converted at a time into a buffer of doubles that stays in the first-level cache.
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlock = 512;
 
 // Sums are always taken in double over a fixed arrangement of lanes: the result depends on neither the address nor the
 // thread count. Products of two floats are exact in double, so no scale of gradients over- or underflows.

@@ -1,18 +1,12 @@
-// The loops themselves, on GCC/Clang vector types of the native width. Included once per instruction set, by a file that
-// defines CGGM_ISA (the namespace) and CGGM_VECTOR_BYTES, and converts halves with load_half() and store_half().
-// Nothing from the standard library is used here: its inline functions must not be emitted with these instructions.
+// The loops themselves. Included once per instruction set, by a file that defines CGGM_ISA (the namespace) and there the
+// types Floats and Doubles of one vector register and the primitives load, store, widen_low, widen_high, narrow and
+// load_doubles. Nothing from the standard library is used: its inline functions must not be emitted with these instructions.
 
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
-constexpr int kLanes = CGGM_VECTOR_BYTES / 4;  // floats in a vector
-constexpr int kUnit = 16;                      // elements per loop iteration, on every instruction set
-
-typedef float Floats __attribute__((vector_size(CGGM_VECTOR_BYTES)));
-typedef uint32_t Words __attribute__((vector_size(CGGM_VECTOR_BYTES)));
-typedef uint16_t Shorts __attribute__((vector_size(CGGM_VECTOR_BYTES / 2)));
-typedef double Doubles __attribute__((vector_size(CGGM_VECTOR_BYTES)));
-typedef float HalfFloats __attribute__((vector_size(CGGM_VECTOR_BYTES / 2)));
+constexpr int kLanes = sizeof(Floats) / sizeof(float);
+constexpr int kUnit = 16;  // elements per loop iteration, on every instruction set
 
 // A unit as doubles: the arrangement of lanes is the same on every instruction set, and so are the sums.
 constexpr int kDoubles = kUnit / (kLanes / 2);
@@ -20,101 +14,64 @@ struct Unit {
   Doubles part[kDoubles];
 };
 
-template <typename V, typename T>
-inline V load_bits(const T* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof(V));
-  return v;
-}
-
-inline Floats load(const float* p) { return load_bits<Floats>(p); }
-inline void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof(v)); }
-
-inline Floats load(const BFloat16* p) {
-  return (Floats)(__builtin_convertvector(load_bits<Shorts>(p), Words) << 16);
-}
-// Round to nearest even; a NaN stays a (quiet) NaN.
-inline void store(BFloat16* p, Floats v) {
-  const Words bits = (Words)v;
-  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words is_nan = (Words)(v != v);
-  const Shorts out = __builtin_convertvector((is_nan & ((bits >> 16) | 0x40)) | (~is_nan & rounded), Shorts);
-  __builtin_memcpy(p, &out, sizeof(out));
-}
-
-inline Floats load(const Half* p) { return load_half(p); }
-inline void store(Half* p, Floats v) { store_half(p, v); }
-
-inline Doubles widen_low(Floats v) {
-#if CGGM_VECTOR_BYTES == 32
-  return __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3), Doubles);
-#else
-  return __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1), Doubles);
-#endif
-}
-inline Doubles widen_high(Floats v) {
-#if CGGM_VECTOR_BYTES == 32
-  return __builtin_convertvector(__builtin_shufflevector(v, v, 4, 5, 6, 7), Doubles);
-#else
-  return __builtin_convertvector(__builtin_shufflevector(v, v, 2, 3), Doubles);
-#endif
-}
-inline Floats narrow(Doubles low, Doubles high) {
-  const HalfFloats a = __builtin_convertvector(low, HalfFloats), b = __builtin_convertvector(high, HalfFloats);
-#if CGGM_VECTOR_BYTES == 32
-  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
-#else
-  return __builtin_shufflevector(a, b, 0, 1, 2, 3);
-#endif
-}
-
 template <typename T>
 inline Unit load_unit(const T* p) {
   Unit unit;
-  for (int k = 0; k < kDoubles / 2; ++k) {
-    const Floats v = load(p + k * kLanes);
-    unit.part[2 * k] = widen_low(v);
-    unit.part[2 * k + 1] = widen_high(v);
+  if constexpr (sizeof(T) == 2) {
+    for (int k = 0; k < kDoubles; k += 2) {
+      const Floats v = load(p + k / 2 * kLanes);
+      unit.part[k] = widen_low(v);
+      unit.part[k + 1] = widen_high(v);
+    }
+  } else {
+    for (int k = 0; k < kDoubles; ++k) unit.part[k] = load_doubles(p + k * (kLanes / 2));
   }
   return unit;
 }
-inline Unit load_unit(const double* p) { return load_bits<Unit>(p); }
 
 template <typename T>
 inline void store_unit(T* p, const Unit& unit) {
-  for (int k = 0; k < kDoubles / 2; ++k) store(p + k * kLanes, narrow(unit.part[2 * k], unit.part[2 * k + 1]));
+  if constexpr (sizeof(T) == 8) {
+    for (int k = 0; k < kDoubles; ++k) store_doubles(p + k * (kLanes / 2), unit.part[k]);
+  } else {
+    for (int k = 0; k < kDoubles; k += 2) store(p + k / 2 * kLanes, narrow(unit.part[k], unit.part[k + 1]));
+  }
 }
-inline void store_unit(double* p, const Unit& unit) { __builtin_memcpy(p, &unit, sizeof(unit)); }
 
 // Multiplies in float (in double for double), stores, and returns what was stored.
 template <typename T>
 inline Unit scale_unit(T* p, double coefficient) {
-  for (int k = 0; k < kDoubles / 2; ++k) store(p + k * kLanes, load(p + k * kLanes) * (float)coefficient);
-  return load_unit(p);
-}
-inline Unit scale_unit(float* p, double coefficient) {
   Unit unit;
-  for (int k = 0; k < kDoubles / 2; ++k) {
-    const Floats v = load(p + k * kLanes) * (float)coefficient;
-    store(p + k * kLanes, v);
-    unit.part[2 * k] = widen_low(v);
-    unit.part[2 * k + 1] = widen_high(v);
+  if constexpr (sizeof(T) == 8) {
+    for (int k = 0; k < kDoubles; ++k) unit.part[k] = load_doubles(p + k * (kLanes / 2)) * coefficient;
+    store_unit(p, unit);
+  } else {
+    for (int k = 0; k < kDoubles; k += 2) {
+      T* q = p + k / 2 * kLanes;
+      const Floats v = store(q, load(q) * (float)coefficient);
+      unit.part[k] = widen_low(v);
+      unit.part[k + 1] = widen_high(v);
+    }
   }
   return unit;
 }
-inline Unit scale_unit(double* p, double coefficient) {
-  Unit unit = load_unit(p);
-  for (Doubles& part : unit.part) part *= coefficient;
-  store_unit(p, unit);
-  return unit;
-}
 
-inline double total(const Unit& sums) {
-  double lanes[kUnit];
-  __builtin_memcpy(lanes, &sums, sizeof(lanes));
-  for (int width = kUnit / 2; width > 0; width /= 2)
+// Adds the lanes up in halves: 0..7 + 8..15 and so on, the same on every instruction set.
+inline double total(Unit sums) {
+  for (int width = kDoubles / 2; width > 0; width /= 2)
+    for (int k = 0; k < width; ++k) sums.part[k] += sums.part[k + width];
+  Doubles lanes = sums.part[0];
+  for (int width = kLanes / 4; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+}
+
+// Asks for the cache lines of one unit some pages ahead: the hardware's own prefetching stops at every page.
+constexpr int64_t kAhead = 8192;  // bytes
+template <typename T>
+inline void prefetch(const T* p, int64_t bytes = kAhead) {
+  for (int line = 0; line * 64 < kUnit * (int)sizeof(T); ++line)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + bytes + line * 64);
 }
 
 // The last, incomplete unit is processed in a copy padded with zeros.
@@ -133,6 +90,7 @@ double sum_squares(const T* x, int64_t n) {
   Unit sums = {};
   int64_t i = 0;
   for (; i + kUnit <= n; i += kUnit) {
+    prefetch(x + i);
     const Unit unit = load_unit(x + i);
     add_product(sums, unit, unit);
   }
@@ -148,6 +106,7 @@ double scale(T* x, int64_t n, double coefficient) {
   Unit sums = {};
   int64_t i = 0;
   for (; i + kUnit <= n; i += kUnit) {
+    prefetch(x + i);
     const Unit unit = scale_unit(x + i, coefficient);
     add_product(sums, unit, unit);
   }
@@ -162,39 +121,55 @@ double scale(T* x, int64_t n, double coefficient) {
   return total(sums);
 }
 
-// Converts n <= kBlock elements to doubles, padded with zeros to a whole number of units.
+// Converts n <= kBlock elements to doubles, padded with zeros to a whole number of units, and adds up their squares.
 template <typename T>
-void widen(const T* x, int64_t n, double* out) {
+inline void widen(const T* x, int64_t n, double* out, Unit& squares) {
+  for (int64_t i = 0; i < n; i += kUnit) {
+    prefetch(x + i, kBlock * sizeof(T));
+    const Unit unit = i + kUnit <= n ? load_unit(x + i) : load_unit(Tail<T>(x + i, n - i).values);
+    add_product(squares, unit, unit);
+    store_unit(out + i, unit);
+  }
+}
+
+// Adds up x * wide and x^2.
+template <typename T>
+inline void add_products(const T* x, const double* wide, int64_t n, Unit& dots, Unit& squares) {
+  Unit dot = dots, square = squares;  // in registers
   int64_t i = 0;
-  for (; i + kUnit <= n; i += kUnit) store_unit(out + i, load_unit(x + i));
-  if (i < n) store_unit(out + i, load_unit(Tail<T>(x + i, n - i).values));
+  for (; i + kUnit <= n; i += kUnit) {
+    prefetch(x + i, kBlock * sizeof(T));
+    const Unit unit = load_unit(x + i);
+    add_product(dot, unit, load_unit(wide + i));
+    add_product(square, unit, unit);
+  }
+  if (i < n) {
+    const Unit unit = load_unit(Tail<T>(x + i, n - i).values);
+    add_product(dot, unit, load_unit(wide + i));
+    add_product(square, unit, unit);
+  }
+  dots = dot;
+  squares = square;
 }
 
 template <typename T>
 void products(const T* fusion, const T* const* unimodal, int64_t modalities, int64_t offset, int64_t n, double* out) {
-  for (int64_t k = 0; k < 2 * modalities + 1; ++k) out[k] = 0;
+  constexpr int64_t kGroup = 8;  // modalities that share one conversion of fusion
   alignas(64) double wide[kBlock];
-  for (int64_t start = offset; start < offset + n; start += kBlock) {
-    const int64_t count = offset + n - start < kBlock ? offset + n - start : kBlock;
-    widen(fusion + start, count, wide);
-    out[2 * modalities] += sum_squares<double>(wide, count);
-    for (int64_t m = 0; m < modalities; ++m) {
-      const T* x = unimodal[m] + start;
-      Unit dots = {}, squares = {};
-      int64_t i = 0;
-      for (; i + kUnit <= count; i += kUnit) {
-        const Unit unit = load_unit(x + i);
-        add_product(dots, unit, load_unit(wide + i));
-        add_product(squares, unit, unit);
-      }
-      if (i < count) {
-        const Unit unit = load_unit(Tail<T>(x + i, count - i).values);
-        add_product(dots, unit, load_unit(wide + i));
-        add_product(squares, unit, unit);
-      }
-      out[m] += total(dots);
-      out[modalities + m] += total(squares);
+  for (int64_t first = 0; first == 0 || first < modalities; first += kGroup) {
+    const int64_t group = modalities - first < kGroup ? modalities - first : kGroup;
+    Unit dots[kGroup] = {}, squares[kGroup] = {}, sq_fusion = {};
+    for (int64_t start = offset; start < offset + n; start += kBlock) {
+      const int64_t count = offset + n - start < kBlock ? offset + n - start : kBlock;
+      widen(fusion + start, count, wide, sq_fusion);
+      for (int64_t m = 0; m < group; ++m)
+        add_products(unimodal[first + m] + start, wide, count, dots[m], squares[m]);
     }
+    for (int64_t m = 0; m < group; ++m) {
+      out[first + m] = total(dots[m]);
+      out[modalities + first + m] = total(squares[m]);
+    }
+    out[2 * modalities] = total(sq_fusion);
   }
 }
 

@@ -4,12 +4,12 @@
 
 namespace cggm::cpu {
 
-std::tuple<Tensor, Tensor> modulate_(
-    std::vector<Tensor> grads,
-    std::vector<int64_t> owner,
-    Tensor coefficients,
-    Tensor fusion,
-    std::vector<Tensor> unimodal) {
+void modulate_(StableIValue* stack, uint64_t, uint64_t) {
+  const TensorList grads(stack[0]);
+  const auto owner = take<std::vector<int64_t>>(stack[1]);
+  const auto coefficients = take<Tensor>(stack[2]);
+  const auto fusion = take<Tensor>(stack[3]);
+  const auto unimodal = take<std::vector<Tensor>>(stack[4]);
   const std::vector<Segment> segments = check_segments(grads, owner, coefficients);
   const std::vector<const Segment*> order = check_disjoint(segments);
   if (static_cast<int64_t>(unimodal.size()) != coefficients.numel())
@@ -26,7 +26,8 @@ std::tuple<Tensor, Tensor> modulate_(
     else
       scaling.run(index - first);
   });
-  return {head.cosines(head.products()), scaling.sq_norms()};
+  stack[0] = torch::stable::detail::from(head.cosines(head.products()));
+  stack[1] = torch::stable::detail::from(scaling.sq_norms());
 }
 
 }  // namespace cggm::cpu

@@ -46,12 +46,15 @@ Tensor ScaleTask::sq_norms() const {
   return out;
 }
 
-Tensor scale_(std::vector<Tensor> grads, std::vector<int64_t> owner, Tensor coefficients) {
+void scale_(StableIValue* stack, uint64_t, uint64_t) {
+  const TensorList grads(stack[0]);
+  const auto owner = take<std::vector<int64_t>>(stack[1]);
+  const auto coefficients = take<Tensor>(stack[2]);
   const std::vector<Segment> segments = check_segments(grads, owner, coefficients);
   check_disjoint(segments);
   ScaleTask task(segments, coefficients);
   for_each_chunk(task.chunks(), task.elements(), [&](int64_t index) { task.run(index); });
-  return task.sq_norms();
+  stack[0] = torch::stable::detail::from(task.sq_norms());
 }
 
 }  // namespace cggm::cpu

@@ -19,10 +19,9 @@ template <typename... Parameters>
 void launch(
     const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, const std::decay_t<Parameters>&... arguments) {
   void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
-  const auto* function = reinterpret_cast<const void*>(kernel);
   const cudaError_t error = shape.is_cooperative
-      ? cudaLaunchCooperativeKernel(function, shape.grid, kThreads, pointers, 0, shape.stream)
-      : cudaLaunchKernel(function, shape.grid, kThreads, pointers, 0, shape.stream);
+      ? cudaLaunchCooperativeKernel(kernel, shape.grid, kThreads, pointers, 0, shape.stream)
+      : cudaLaunchKernel(kernel, shape.grid, kThreads, pointers, 0, shape.stream);
   if (error == cudaSuccess) return;
   cudaGetLastError();  // so that the next call does not report it again
   std::string message = std::string("the CUDA kernel ") + name + " could not be launched: " + cudaGetErrorString(error);
