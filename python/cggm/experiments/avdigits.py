@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from . import models
 from .experiment import Experiment, Split, Splits
+from .splitting import split_rows
 
 FRAMES = 32
-FEATURES = 32
 DIGITS = 10
 IMAGES_SPLIT = (1000, 297, 500)
 RECORDINGS_SPLIT = (2000, 400, 600)
@@ -66,22 +67,6 @@ def written_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
     images, digits = load_digits(return_X_y=True)
     return (images / 16).astype(np.float32), digits.astype(np.int64)
-
-
-def split_rows(
-    rows: int, sizes: tuple[int, int, int], generator: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """Disjoint random row numbers for the training, validation and test part.
-
-    Args:
-        rows: how many there are.
-        sizes: how many each part gets; together no more than `rows`.
-        generator: draws.
-
-    >>> [len(part) for part in split_rows(10, (5, 2, 3), np.random.default_rng(0))]
-    [5, 2, 3]
-    """
-    return np.split(generator.permutation(rows)[: sum(sizes)], np.cumsum(sizes)[:-1])
 
 
 def pair_rows(
@@ -156,22 +141,6 @@ def load(seed: int, noise: str = "demo") -> Splits:
     return Splits(*parts)
 
 
-class AudioEncoder(nn.Module):
-    """Two convolutions over time, mean and maximum, one linear layer: `[B, 13, 32] -> [B, 32]`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv1d(13, 32, 5, stride=2), nn.ReLU(), nn.Conv1d(32, 48, 3, stride=2), nn.ReLU()
-        )
-        self.output = nn.Linear(96, FEATURES)
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """Features `[B, 32]` of audio `[B, 13, 32]`."""
-        time = self.convolutions(audio)  # [B, 48, 6]
-        return self.output(torch.cat([time.mean(2), time.amax(2)], dim=1))
-
-
 class AudioVisualModel(nn.Module):
     """An image and an audio encoder, fused by concatenation: `([B, 64], [B, 13, 32]) -> [B, 10]`.
 
@@ -181,20 +150,15 @@ class AudioVisualModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.image_encoder = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, FEATURES))
-        self.audio_encoder = AudioEncoder()
-        self.fusion = nn.Sequential(nn.ReLU(), nn.Linear(2 * FEATURES, 32), nn.ReLU())
-        self.head = nn.Linear(32, DIGITS)
+        self.image_encoder = models.vector_encoder(64)
+        self.audio_encoder = models.SeriesEncoder(13)
+        self.fusion = nn.Sequential(nn.ReLU(), nn.Linear(2 * models.FEATURES, models.HIDDEN), nn.ReLU())
+        self.head = nn.Linear(models.HIDDEN, DIGITS)
 
     def forward(self, image: Tensor, audio: Tensor) -> Tensor:
         """Logits `[B, 10]`."""
         features = torch.cat([self.image_encoder(image), self.audio_encoder(audio)], dim=1)  # [B, 64]
         return self.head(self.fusion(features))
-
-
-def classifier() -> nn.Module:
-    """A unimodal classifier, `[B, 32] -> [B, 10]`: the fusion and head of one modality alone."""
-    return nn.Sequential(nn.ReLU(), nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, DIGITS))
 
 
 def build(noise: str = "demo") -> Experiment:
@@ -219,5 +183,5 @@ def build(noise: str = "demo") -> Experiment:
         head="head",
         load=functools.partial(load, noise=noise),
         model=AudioVisualModel,
-        classifier=classifier,
+        classifier=functools.partial(models.classifier, DIGITS),
     )

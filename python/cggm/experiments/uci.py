@@ -1,0 +1,83 @@
+"""UCI multiple features: handwritten digits, each described by up to six kinds of features.
+
+The data are Robert Duin's (CC BY 4.0, see `data/UCI_DIGITS_LICENSE.txt`).
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from . import models
+from .experiment import Experiment, Split, Splits
+from .splitting import split_rows
+
+#: View -> how many features it has.
+VIEWS = {"fou": 76, "fac": 216, "kar": 64, "pix": 240, "zer": 47, "mor": 6}
+THREE = ("kar", "zer", "mor")
+DIGITS = 10
+ROWS = (600, 300, 1000)
+LARGEST = 6.0
+
+
+@functools.cache
+def handwritten() -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
+    """Features `[2000, width]` by view, and the digits `[2000]`."""
+    path = resources.files(__package__) / "data" / "uci_digits.npz"
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {view: archive[view].astype(np.float32) for view in VIEWS}, archive["digits"].astype(np.int64)
+
+
+def load(seed: int, views: tuple[str, ...] = THREE) -> Splits:
+    """600 / 300 / 1,000 rows of one seed, standardised on the training rows and clipped to ±6.
+
+    >>> [list(inputs.shape) for inputs in load(0).train.inputs]
+    [[600, 64], [600, 47], [600, 6]]
+    """
+    features, digits = handwritten()
+    rows = split_rows(len(digits), ROWS, np.random.default_rng(seed))
+    scaled = []
+    for view in views:
+        train = features[view][rows[0]]
+        spread = train.std(0)
+        values = (features[view] - train.mean(0)) / np.where(spread > 0, spread, 1)
+        scaled.append(torch.from_numpy(values.clip(-LARGEST, LARGEST)))  # [2000, width]
+    target = torch.from_numpy(digits)
+    return Splits(*(Split(tuple(values[part] for values in scaled), target[part]) for part in rows))
+
+
+def _model(views: tuple[str, ...]) -> nn.Module:
+    return models.ConcatenationModel({view: models.vector_encoder(VIEWS[view]) for view in views}, DIGITS)
+
+
+def build(*views: str) -> Experiment:
+    """The experiment with some of the six views.
+
+    Args:
+        views: at least two of `fou fac kar pix zer mor`; without any, the three that differ most, `kar zer mor`.
+
+    Raises:
+        ValueError: fewer than two, or another view.
+
+    >>> build().name, build(*VIEWS).name, list(build("kar", "mor").encoders)
+    ('uci', 'uci-six', ['kar', 'mor'])
+    """
+    views = views or THREE
+    if len(set(views)) < 2 or not set(views) <= set(VIEWS):
+        raise ValueError(f"views must be at least two of {list(VIEWS)}, got {list(views)}")
+    names = {THREE: "uci", tuple(VIEWS): "uci-six"}
+    return Experiment(
+        name=names.get(views, "-".join(("uci", *views))),
+        encoders={view: f"encoders.{view}" for view in views},
+        head="head",
+        load=functools.partial(load, views=views),
+        model=functools.partial(_model, views),
+        classifier=functools.partial(models.classifier, DIGITS),
+        learning_rates={"sgd": 0.05, "adam": 3e-3},
+        epochs=25,
+    )
