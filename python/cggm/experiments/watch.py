@@ -21,21 +21,25 @@ from .splitting import split_rows
 CHANNELS = {"acceleration": slice(0, 3), "rotation": slice(3, 6)}
 EXERCISES = 7
 SUBJECTS = (5, 2, 3)
-FRAMES, STRIDE = 64, 32  # 2.6 seconds at 25 Hz, every 1.3 seconds
+FRAMES = 32  # 2.6 seconds at 12.5 Hz
 
 
 @functools.cache
 def windows() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Windows `[N, 6, 64]` of all recordings, their exercises `[N]` and subjects `[N]`."""
+    """Windows `[N, 6, 32]` of all recordings, their exercises `[N]` and subjects `[N]`."""
     path = resources.files(__package__) / "data" / "watch.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         samples, lengths = archive["samples"].astype(np.float32), archive["lengths"].astype(np.int64)
         exercises, subjects = archive["exercises"].astype(np.int64), archive["subjects"].astype(np.int64)
     ends = np.cumsum(lengths)
-    starts = [np.arange(end - n, end - FRAMES + 1, STRIDE) for end, n in zip(ends, lengths, strict=True)]
+    starts = [np.arange(end - n, end - FRAMES + 1, FRAMES) for end, n in zip(ends, lengths, strict=True)]
     counts = [len(s) for s in starts]
-    cut = samples[np.concatenate(starts)[:, None] + np.arange(FRAMES)]  # [N, 64, 6]
-    return cut.transpose(0, 2, 1), np.repeat(exercises, counts), np.repeat(subjects, counts)
+    cut = samples[np.concatenate(starts)[:, None] + np.arange(FRAMES)]  # [N, 32, 6]
+    return (
+        np.ascontiguousarray(cut.transpose(0, 2, 1)),
+        np.repeat(exercises, counts),
+        np.repeat(subjects, counts),
+    )
 
 
 def load(seed: int) -> Splits:
@@ -50,7 +54,10 @@ def load(seed: int) -> Splits:
     scaled = (values - train.mean((0, 2), keepdims=True)) / train.std((0, 2), keepdims=True)
     inputs, target = torch.from_numpy(scaled), torch.from_numpy(exercises)
     return Splits(
-        *(Split(tuple(inputs[rows, part] for part in CHANNELS.values()), target[rows]) for rows in parts)
+        *(
+            Split(tuple(inputs[rows, part].contiguous() for part in CHANNELS.values()), target[rows])
+            for rows in parts
+        )
     )
 
 
@@ -59,11 +66,11 @@ def _model() -> nn.Module:
 
 
 def build() -> Experiment:
-    """The experiment: two modalities, `[N, 3, 64]` each.
+    """The experiment: two modalities, `[N, 3, 32]` each.
 
     >>> experiment = build()
     >>> [list(inputs.shape[1:]) for inputs in experiment.load(0).train.inputs]
-    [[3, 64], [3, 64]]
+    [[3, 32], [3, 32]]
     """
     return Experiment(
         name="watch",

@@ -6,7 +6,7 @@ done::
     pip download --no-deps seglearn==1.2.5
     python make_watch.py seglearn-1.2.5-py3-none-any.whl watch.npz
 
-Two samples in a row are averaged (50 Hz become 25) and stored in half precision; nothing else is left out.
+Four samples in a row are averaged (50 Hz become 12.5) and stored in half precision; nothing else is left out.
 The source is a pickle, which is why it is read here, once, and not by the library.
 """
 
@@ -29,11 +29,11 @@ def convert(wheel: Path, target: Path) -> None:
     recordings = [np.asarray(series) for series in source["X"]]  # [T, 6] each: acceleration, then rotation
     if source["X_labels"] != ["ax", "ay", "az", "wx", "wy", "wz"]:
         raise ValueError(f"{wheel}: unexpected channels {source['X_labels']}")
-    halved = [series[: len(series) // 2 * 2].reshape(-1, 2, 6).mean(1) for series in recordings]
+    averaged = [series[: len(series) // 4 * 4].reshape(-1, 4, 6).mean(1) for series in recordings]
     np.savez_compressed(
         target,
-        samples=np.concatenate(halved).astype(np.float16),
-        lengths=np.array([len(series) for series in halved], dtype=np.uint16),
+        samples=np.concatenate(averaged).astype(np.float16),
+        lengths=np.array([len(series) for series in averaged], dtype=np.uint16),
         exercises=np.asarray(source["y"], dtype=np.uint8),
         subjects=np.asarray(source["subject"], dtype=np.uint8),
         names=np.array(source["y_labels"]),
