@@ -1,0 +1,235 @@
+"""Checks every kernel against the reference on one device: `python kernel_checks.py --device cuda --backend compiled`.
+
+A program and not a test, because it runs in several places: on a GPU (`make gpu`), under the interpreter of Triton, and with
+the CUDA sources built for the host. Inputs are random and fresh; memory for results is poisoned; sizes are odd; some tensors are
+views whose neighbours in memory must stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cggm_ops
+from cggm_ops import reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SIZES = (1, 3, 31, 1000, 8191, 8192, 8193, 3 * 8192 + 5, 0)
+MARGIN = 16  # elements before and after a view that no kernel may touch
+MARK = 7.0
+
+
+class Guarded:
+    """Tensors inside larger buffers of marks, at addresses of every alignment, one of them transposed."""
+
+    def __init__(self, sizes: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+        self.buffers, self.tensors = [], []
+        for index, size in enumerate(sizes):
+            offset = MARGIN + index % 4  # aligned to 16 bytes every fourth time
+            buffer = torch.full((size + 2 * MARGIN + 4,), MARK, dtype=dtype, device=device)
+            view = buffer[offset : offset + size]
+            view.copy_(torch.randn(size, dtype=torch.float32).to(device))
+            self.buffers.append((buffer, offset, size))
+            self.tensors.append(view.view(2, -1).t() if size and size % 2 == 0 else view)
+
+    def check(self) -> None:
+        """Fail where a neighbour has changed."""
+        for buffer, offset, size in self.buffers:
+            around = torch.cat([buffer[:offset], buffer[offset + size :]])
+            assert bool((around == MARK).all()), f"memory around a view of {size} elements was overwritten"
+
+
+def poison(device: str) -> None:
+    """Leave NaN where the next results will lie."""
+    blocks = [
+        torch.full((count,), float("nan"), dtype=torch.float64, device=device)
+        for count in (1, 8, 64, 512, 4096)
+    ]
+    del blocks
+
+
+def copies(tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The same values elsewhere."""
+    return [tensor.detach().clone().to(dtype or tensor.dtype) for tensor in tensors]
+
+
+def assert_near(found: Tensor, expected: Tensor, what: str, *, units: float = 1.0) -> None:
+    """Compare stored elements: at most `units` units in the last place apart."""
+    allowed = units * torch.finfo(found.dtype).eps * expected.double().abs() + torch.finfo(found.dtype).tiny
+    error = (found.double() - expected.double()).abs()
+    assert bool((error <= allowed).all()), f"{what}: error {error.max().item():.3e}, dtype {found.dtype}"
+
+
+def assert_sums(found: Tensor, expected: Tensor, scale: Tensor | float, what: str) -> None:
+    """Compare sums taken in float64; `scale` is the sum of the magnitudes."""
+    error = (found.double() - expected.double()).abs()
+    allowed = 1e-13 * torch.as_tensor(scale, dtype=torch.float64, device=found.device) + 1e-300
+    assert bool((error <= allowed).all()), f"{what}: error {error.max().item():.3e}, found {found.tolist()}"
+
+
+def assert_norms(norms: Tensor, grads: list[Tensor], owner: list[int]) -> None:
+    """The squared norms are those of what was stored."""
+    expected = torch.zeros_like(norms)
+    for grad, modality in zip(grads, owner, strict=True):
+        expected[modality] += grad.double().square().sum()
+    assert_sums(norms, expected, expected, "sq_norms")
+
+
+def check_scale(device: str, dtype: torch.dtype) -> None:
+    """scale_: views of all alignments, a modality without tensors, unscaled tensors, a coefficient of one."""
+    for coefficient_dtype, stride in itertools.product((torch.float32, torch.float64), (1, 2)):
+        guarded = Guarded(SIZES + SIZES[::-1], dtype, device)
+        owner = [(index * 5) % 6 - 1 for index in range(len(guarded.tensors))]
+        values = torch.tensor([0.37, 1.0, -1.9, 0.0, 2.5, 3.0], dtype=coefficient_dtype)
+        coefficients = values.repeat_interleave(stride).to(device)[::stride]
+        expected = copies(guarded.tensors)
+        reference.scale_(expected, owner, coefficients)
+        poison(device)
+        norms = cggm_ops.scale_(guarded.tensors, owner, coefficients)
+        for found, wanted in zip(guarded.tensors, expected, strict=True):
+            assert_near(found, wanted, "scale_")
+        guarded.check()
+        assert_norms(norms, guarded.tensors, owner)
+
+
+def check_scale_mixed(device: str, dtype: torch.dtype) -> None:
+    """scale_ over more tensors than one launch takes, of several dtypes, and again for the same bits."""
+    tensors = [
+        torch.randn(5 + index % 97, device=device).to(dtype if index % 3 else torch.float32)
+        for index in range(2500)
+    ]
+    again = copies(tensors)
+    owner = [index % 4 - 1 for index in range(len(tensors))]
+    coefficients = torch.tensor([0.5, 1.7, -0.3], device=device)
+    expected = copies(tensors)
+    reference.scale_(expected, owner, coefficients)
+    norms = cggm_ops.scale_(tensors, owner, coefficients)
+    for found, wanted in zip(tensors, expected, strict=True):
+        assert_near(found, wanted, "scale_")
+    assert_norms(norms, tensors, owner)
+    poison(device)
+    assert torch.equal(norms, cggm_ops.scale_(again, owner, coefficients)), "two runs differ"
+
+
+def check_special_values(device: str, dtype: torch.dtype) -> None:
+    """NaN, infinities and a factor of one: bits stay; an infinite coefficient does not leak out of padding."""
+    grad = torch.randn(1003, device=device).to(dtype)
+    grad[5], grad[7] = float("nan"), float("inf")
+    before = grad.clone()
+    cggm_ops.scale_([grad], [0], torch.ones(1, device=device))
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[grad.element_size()]
+    assert torch.equal(grad.view(bits), before.view(bits)), "a coefficient of one changed bits"
+    grad = torch.ones(1003, device=device).to(dtype)
+    norms = cggm_ops.scale_([grad], [0], torch.full((1,), float("inf"), device=device))
+    assert norms[0] == float("inf"), "an infinite coefficient leaked"
+    assert cggm_ops.scale_([], [], torch.ones(2, device=device)).tolist() == [0, 0, 0], "no tensors at all"
+
+
+def check_cosine(device: str, dtype: torch.dtype) -> None:
+    """batched_cosine and its backward: odd sizes, unaligned rows, zero norms, tiny and huge values."""
+    for size, modalities in ((1, 1), (33, 3), (4096, 2), (3 * 4096 + 1, 5), (517, 0), (2048, 17)):
+        guarded = Guarded((size,) * (modalities + 1), dtype, device)
+        fusion, *unimodal = [tensor.reshape(-1) for tensor in guarded.tensors]
+        if modalities > 2:
+            unimodal[1] = torch.zeros_like(fusion)
+            unimodal[2] = fusion * -1
+        compare_cosine(fusion, unimodal)
+        guarded.check()
+    for factor in (1e-30, 1e30) if dtype in (torch.float32, torch.bfloat16) else ():
+        rows = [torch.randn(700, device=device).to(dtype) * factor for _ in range(3)]
+        compare_cosine(rows[0], rows[1:])
+    fusion = torch.randn(700, device=device).to(dtype)
+    broken = fusion.clone()
+    broken[3] = float("nan")
+    cosines = cggm_ops.batched_cosine(fusion, [broken, fusion])
+    assert cosines[0].isnan() and not cosines[1].isnan(), "NaN must stay in its own row"
+
+
+def compare_cosine(fusion: Tensor, unimodal: list[Tensor]) -> None:
+    """One call against float64."""
+    fusion = fusion.detach().requires_grad_()
+    poison(fusion.device.type)
+    cosines = cggm_ops.batched_cosine(fusion, unimodal)
+    expected, _ = reference.batched_cosine(fusion.detach(), unimodal)
+    error = (cosines - expected).abs()
+    assert bool((error <= 2e-7).all()) if len(unimodal) else True, f"cosines {cosines} against {expected}"
+    upstream = torch.randn_like(cosines)
+    poison(fusion.device.type)
+    cosines.backward(upstream)
+    exact = reference.head_products(fusion.detach(), unimodal)
+    wanted = reference.batched_cosine_backward(
+        upstream.double(), exact, fusion.detach().double(), [row.double() for row in unimodal]
+    )
+    norm = fusion.detach().double().norm().clamp_min(1e-300)
+    allowed = torch.finfo(fusion.dtype).eps * wanted.abs() + 1e-15 * upstream.double().abs().sum() / norm
+    error = (fusion.grad.double() - wanted).abs()
+    assert bool((error <= allowed + torch.finfo(fusion.dtype).tiny).all()), f"backward: {error.max():.3e}"
+
+
+def check_modulate(device: str, dtype: torch.dtype) -> None:
+    """modulate_: what scale_ and batched_cosine do, with the head gradients in another dtype, or among the gradients."""
+    for head_dtype in (dtype, torch.float32):
+        guarded = Guarded(SIZES * 8, dtype, device)  # more than the small table holds
+        owner = [index % 4 - 1 for index in range(len(guarded.tensors))]
+        coefficients = torch.tensor([0.5, 1.7, -0.3], device=device)
+        head = [torch.randn(7, 611, device=device).to(head_dtype) for _ in range(4)]
+        grads = [*guarded.tensors, head[0]]
+        owner.append(-1)
+        expected = copies(grads)
+        wanted_cosines, _ = reference.modulate_(expected, owner, coefficients, head[0], head[1:])
+        poison(device)
+        cosines, norms = cggm_ops.modulate_(grads, owner, coefficients, head[0], head[1:])
+        for found, wanted in zip(grads, expected, strict=True):
+            assert_near(found, wanted, "modulate_")
+        guarded.check()
+        assert_norms(norms, grads, owner)
+        assert bool(((cosines - wanted_cosines).abs() <= 2e-7).all()), "cosines of modulate_"
+
+
+CHECKS: list[Callable[[str, torch.dtype], None]] = [
+    check_scale,
+    check_scale_mixed,
+    check_special_values,
+    check_cosine,
+    check_modulate,
+]
+
+
+def run(device: str, only: str = "") -> Iterator[str]:
+    """Run all checks whose name holds `only`; yield what passed."""
+    for check, dtype in itertools.product(CHECKS, DTYPES):
+        if only in check.__name__:
+            check(device, dtype)
+            yield f"{check.__name__} {str(dtype).removeprefix('torch.')}"
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backend", choices=("reference", "triton", "compiled"))
+    parser.add_argument("--library", help="a library that replaces the implementations when it is loaded")
+    parser.add_argument("--only", default="", help="part of the name of the checks to run")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.library:
+        torch.ops.load_library(arguments.library)
+    if arguments.backend:
+        with cggm_ops.use_backend(arguments.backend):
+            passed = list(run(arguments.device, arguments.only))
+    else:
+        passed = list(run(arguments.device, arguments.only))
+    print(*passed, sep="\n")
+    print(f"{len(passed)} checks passed on {arguments.device}")
+
+
+if __name__ == "__main__":
+    main()
