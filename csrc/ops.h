@@ -28,5 +28,15 @@ void scale_(StableIValue* stack, uint64_t arguments, uint64_t results);
 // grads, owner, coefficients, fusion, unimodal -> cosines [M], squared norms after scaling [M + 1]
 void modulate_(StableIValue* stack, uint64_t arguments, uint64_t results);
 
+// tensors of K sets, one set after the other, K -> dot products [S, K, K]
+void segment_gram(StableIValue* stack, uint64_t arguments, uint64_t results);
+
+// set 0, the other sets, weights [S, K] -> nothing
+void segment_combine_(StableIValue* stack, uint64_t arguments, uint64_t results);
+
+// params, grads, state, modulation, hyper-parameters as in cggm_ops/schema.py -> nothing
+void adamw_(StableIValue* stack, uint64_t arguments, uint64_t results);
+void sgd_(StableIValue* stack, uint64_t arguments, uint64_t results);
+
 }  // namespace cpu
 }  // namespace cggm

@@ -60,6 +60,9 @@ inline Doubles load_doubles(const float* p) { return _mm256_cvtps_pd(_mm_loadu_p
 inline Doubles load_doubles(const double* p) { return _mm256_loadu_pd(p); }
 inline void store_doubles(double* p, Doubles v) { _mm256_storeu_pd(p, v); }
 
+inline Floats square_root(Floats v) { return _mm256_sqrt_ps(v); }
+inline Doubles square_root(Doubles v) { return _mm256_sqrt_pd(v); }
+
 }  // namespace
 }  // namespace cggm::cpu::avx2
 

@@ -58,6 +58,15 @@ inline Doubles load_doubles(const float* p) { return __builtin_convertvector(loa
 inline Doubles load_doubles(const double* p) { return load_bits<Doubles>(p); }
 inline void store_doubles(double* p, Doubles v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
+inline Floats square_root(Floats v) {
+  for (int i = 0; i < 4; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+}
+inline Doubles square_root(Doubles v) {
+  for (int i = 0; i < 2; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+}
+
 }  // namespace
 }  // namespace cggm::cpu::baseline
 

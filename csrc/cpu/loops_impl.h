@@ -14,6 +14,23 @@ struct Unit {
   Doubles part[kDoubles];
 };
 
+// Arithmetic on T: floats, doubles for double, a register of them at a time.
+template <typename T>
+struct Arithmetic {
+  using Scalar = float;
+};
+template <>
+struct Arithmetic<double> {
+  using Scalar = double;
+};
+template <typename T>
+using ScalarOf = typename Arithmetic<T>::Scalar;
+template <typename T>
+constexpr int kVector = sizeof(Floats) / sizeof(ScalarOf<T>);
+
+inline Doubles load(const double* p) { return load_doubles(p); }
+inline void store(double* p, Doubles v) { store_doubles(p, v); }
+
 template <typename T>
 inline Unit load_unit(const T* p) {
   Unit unit;
@@ -204,10 +221,16 @@ void combine(
 }
 
 }  // namespace
+}  // namespace cggm::cpu::CGGM_ISA
+
+#include "loops_sets.h"
+#include "loops_step.h"
+
+namespace cggm::cpu::CGGM_ISA {
 
 template <typename T>
 Loops<T> make_loops() {
-  return {sum_squares<T>, scale<T>, products<T>, combine<T>};
+  return {sum_squares<T>, scale<T>, products<T>, combine<T>, gram<T>, mix<T>, adamw<T>, sgd<T>, sgd_momentum<T>};
 }
 template Loops<float> make_loops();
 template Loops<double> make_loops();
