@@ -1,0 +1,67 @@
+"""The implementations under test, and inputs for them. A new implementation joins every test by one line here."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import cggm_ops
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Implementation(NamedTuple):
+    name: str
+    device: str
+    ops: (
+        Any  # has batched_cosine, batched_cosine_backward, scale_ and modulate_ with the operators' arguments
+    )
+
+
+IMPLEMENTATIONS = [Implementation("reference", "cpu", cggm_ops.reference)]
+if cggm_ops.backend("cpu") == "compiled":
+    IMPLEMENTATIONS.append(Implementation("compiled", "cpu", torch.ops.cggm_ops))
+
+each_implementation = pytest.mark.parametrize(
+    "implementation", IMPLEMENTATIONS, ids=lambda i: f"{i.name}-{i.device}"
+)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def random(*shape, dtype=torch.float32, seed=0, scale=1.0, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).to(device)
+
+
+def gradients(dtype=torch.float32, seed=0, device="cpu"):
+    """Tensors whose sizes meet every path: empty, one element, tails, several chunks, several dimensions."""
+    shapes = [(0,), (1,), (7,), (16,), (17, 3), (), (2, 3, 5), (40_001,), (129, 130)]
+    return [random(*shape, dtype=dtype, seed=seed + i, device=device) for i, shape in enumerate(shapes)]
+
+
+OWNER = [0, 1, 2, -1, 0, 1, 2, 0, -1]
+COEFFICIENTS = [0.3, -1.7, 1.0]
+
+
+def coefficients(dtype=torch.float32, device="cpu"):
+    return torch.tensor(COEFFICIENTS, dtype=dtype, device=device)
+
+
+def head(modalities=3, size=1000, dtype=torch.float32, seed=50, device="cpu"):
+    """A fusion gradient and `modalities` gradients that are similar to it, the more so the later."""
+    fusion = random(size, dtype=dtype, seed=seed, device=device)
+    noise = [random(size, dtype=dtype, seed=seed + 1 + m, device=device) for m in range(modalities)]
+    return fusion, [(fusion * m + noise[m]).to(dtype) for m in range(modalities)]
+
+
+def bits(tensor):
+    """The bytes, so that NaN equals NaN and -0 differs from 0."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def assert_same_bits(actual, expected):
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert torch.equal(bits(actual), bits(expected))

@@ -1,0 +1,154 @@
+"""What is refused, by every implementation alike, and that nothing has changed by then."""
+
+import pytest
+import torch
+from cases import each_implementation, head, random
+
+from cggm_ops import batched_cosine, modulate_, scale_
+
+
+def overlapping():
+    buffer = random(20)
+    return [buffer[:12], buffer[11:]]
+
+
+def duplicate():
+    tensor = random(5)
+    return [tensor, random(3), tensor]
+
+
+def scale_case(grads, owner=None, coefficients=None):
+    owner = [0] * len(grads) if owner is None else owner
+    return grads, owner, torch.tensor([0.5, 2.0]) if coefficients is None else coefficients
+
+
+REFUSED = {
+    "the same tensor twice": (lambda: scale_case(duplicate()), r"grads\[0\] and grads\[2\].*once"),
+    "twice, unscaled": (lambda: scale_case(duplicate(), [-1, 0, 0]), r"grads\[0\] and grads\[2\]"),
+    "overlapping": (lambda: scale_case(overlapping()), r"grads\[0\] and grads\[1\]"),
+    "expanded": (lambda: scale_case([random(4), random(1, 3).expand(2, 3)]), r"grads\[1\].*contiguous"),
+    "gaps": (lambda: scale_case([random(4), random(6, 6)[:, :3]]), r"grads\[1\].*contiguous"),
+    "every other": (lambda: scale_case([random(4), random(8)[::2]]), r"grads\[1\].*contiguous"),
+    "owner too large": (
+        lambda: scale_case([random(4)] * 1 + [random(2)], [0, 2]),
+        r"owner.*\[-1, 2\).*found 2 at 1",
+    ),
+    "owner too small": (lambda: scale_case([random(4), random(2)], [0, -2]), r"owner.*found -2 at 1"),
+    "owner too short": (lambda: scale_case([random(4), random(2)], [0]), r"owner.*found 1 for 2"),
+    "integers": (lambda: scale_case([random(4), torch.ones(3, dtype=torch.int64)]), "grads must be float32"),
+    "complex": (
+        lambda: scale_case([random(4), torch.ones(3, dtype=torch.complex64)]),
+        "grads must be float32",
+    ),
+    "half coefficients": (lambda: scale_case([random(4)], coefficients=torch.ones(2).half()), "coefficients"),
+    "a table of coefficients": (
+        lambda: scale_case([random(4)], coefficients=torch.ones(2, 2)),
+        "coefficients",
+    ),
+    "a number for coefficients": (
+        lambda: scale_case([random(4)], coefficients=torch.tensor(1.0)),
+        "coefficients",
+    ),
+}
+each_refusal = pytest.mark.parametrize(("case", "message"), REFUSED.values(), ids=REFUSED.keys())
+
+
+def assert_unchanged(call, tensors, message, error=ValueError):
+    before = [tensor.clone() for tensor in tensors]
+    with pytest.raises(error, match=message):
+        call()
+    assert all(torch.equal(old, new) for old, new in zip(before, tensors, strict=True))
+
+
+@each_implementation
+@each_refusal
+def test_scale_refuses(implementation, case, message):
+    arguments = case()
+    assert_unchanged(lambda: implementation.ops.scale_(*arguments), arguments[0], message)
+
+
+@each_implementation
+@each_refusal
+def test_modulate_refuses(implementation, case, message):
+    arguments = case()
+    assert_unchanged(lambda: implementation.ops.modulate_(*arguments, *head(2)), arguments[0], message)
+
+
+@each_implementation
+def test_modulate_refuses_head_gradients_it_would_change(implementation):
+    fusion, unimodal = head(2)
+    for part in (fusion, unimodal[1]):
+        for shared in (part, part[3:4]):
+            grads = [random(5), shared]
+            call = implementation.ops.modulate_
+            assert_unchanged(
+                lambda grads=grads, call=call: call(grads, [0, 1], torch.ones(2) * 2, fusion, unimodal),
+                grads,
+                "shares memory.*owner -1",
+            )
+            call(grads, [0, -1], torch.ones(2) * 2, fusion, unimodal)
+
+
+@each_implementation
+def test_modulate_sees_the_memory_of_strided_head_gradients(implementation):
+    buffer = random(30)
+    grads = [buffer[25:26]]
+    with pytest.raises(ValueError, match="fusion shares memory"):
+        implementation.ops.modulate_(grads, [0], torch.ones(1) * 2, buffer[:30:2], [random(15)])
+
+
+HEADS = {
+    "lengths": (lambda: (random(4), [random(4), random(5)]), r"unimodal\[1\].*\(4\), found 5"),
+    "dtypes": (lambda: (random(4), [random(4).double()]), r"unimodal\[0\] must have the dtype of fusion"),
+    "integers": (
+        lambda: (torch.ones(4, dtype=torch.int32), [torch.ones(4, dtype=torch.int32)]),
+        "fusion must be",
+    ),
+}
+
+
+@each_implementation
+@pytest.mark.parametrize(("case", "message"), HEADS.values(), ids=HEADS.keys())
+def test_head_gradients_are_refused(implementation, case, message):
+    fusion, unimodal = case()
+    with pytest.raises(ValueError, match=message):
+        implementation.ops.batched_cosine(fusion, unimodal)
+    grads = [random(3)]
+    assert_unchanged(
+        lambda: implementation.ops.modulate_(grads, [0], torch.full((len(unimodal),), 2.0), fusion, unimodal),
+        grads,
+        message,
+    )
+
+
+@each_implementation
+def test_modulate_needs_a_head_gradient_per_coefficient(implementation):
+    grads = [random(3)]
+    assert_unchanged(
+        lambda: implementation.ops.modulate_(grads, [0], torch.ones(3) * 2, *head(2)),
+        grads,
+        r"unimodal.*\(3\), found 2",
+    )
+
+
+def test_public_functions_pass_refusals_on():
+    with pytest.raises(ValueError, match="grads must not share"):
+        scale_(duplicate(), [0, 0, 0], torch.ones(1))
+    with pytest.raises(ValueError, match=r"unimodal\[0\]"):
+        batched_cosine(random(3), random(2, 4))
+    with pytest.raises(ValueError, match="owner"):
+        modulate_([random(3)], [5], torch.ones(2), *head(2))
+
+
+def test_a_refused_call_counts_as_no_change():
+    grads = duplicate()
+    with pytest.raises(ValueError, match="share"):
+        scale_(grads, [0, 0, 0], torch.ones(1))
+    assert [grad._version for grad in grads] == [0, 0, 0]
+
+
+def test_sparse_gradients_are_refused():
+    sparse = torch.eye(3).to_sparse()
+    with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
+        scale_([sparse], [0], torch.tensor([2.0]))
+    assert torch.equal(sparse.to_dense(), torch.eye(3))

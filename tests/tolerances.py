@@ -1,0 +1,58 @@
+"""The one tolerance table.
+
+A kernel's error against float64 may be at most twice that of plain PyTorch in the same dtype, plus a floor relative to
+the largest exact value: where plain PyTorch happens to be exact, the kernel may still round once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Half the distance between neighbouring values around one: the error of rounding once.
+ROUNDING = {
+    dtype: torch.finfo(dtype).eps / 2
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
+# Sums in float64 of up to a million terms, added in another order: each order errs by some 1e-14 relative.
+SUM64 = 1e-13
+
+FLOORS = {
+    # The cosine is rounded once to float32 (kept in float64 for float64), whatever the dtype of the inputs.
+    "cosine": {
+        torch.float64: SUM64,
+        torch.float32: ROUNDING[torch.float32],
+        torch.bfloat16: ROUNDING[torch.float32],
+        torch.float16: ROUNDING[torch.float32],
+    },
+    # The gradient of the cosine is rounded once to the dtype of the fusion's gradient; the upstream gradient is float32.
+    "cosine gradient": {
+        torch.float64: SUM64,
+        torch.float32: 2 * ROUNDING[torch.float32],
+        torch.bfloat16: ROUNDING[torch.bfloat16],
+        torch.float16: ROUNDING[torch.float16],
+    },
+    # One multiplication and one rounding: the definition, so that there is nothing to allow beyond the rounding itself.
+    "scaled gradient": ROUNDING,
+    # Squares of the stored values summed in float64.
+    "squared norm": dict.fromkeys(ROUNDING, SUM64),
+}
+
+
+def assert_accurate(
+    quantity: str, dtype: torch.dtype, *, actual: Tensor, plain: Tensor, exact: Tensor
+) -> None:
+    """Hold `actual` to the table; `plain` is the same formula in plain PyTorch, `exact` in float64.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> assert_accurate("cosine", torch.float32, actual=one, plain=one, exact=one.double())
+    """
+    assert exact.dtype == torch.float64
+    error = (actual.double() - exact).abs().max().item() if exact.numel() else 0.0
+    of_plain = (plain.double() - exact).abs().max().item() if exact.numel() else 0.0
+    scale = exact.abs().max().item() if exact.numel() else 0.0
+    allowed = 2 * of_plain + FLOORS[quantity][dtype] * scale
+    assert error <= allowed, (
+        f"{quantity} in {dtype}: error {error:.3g}, allowed {allowed:.3g} (plain {of_plain:.3g})"
+    )
