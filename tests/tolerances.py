@@ -25,7 +25,7 @@ FLOORS = {
         torch.bfloat16: ROUNDING[torch.float32],
         torch.float16: ROUNDING[torch.float32],
     },
-    # The gradient of the cosine is rounded once to the dtype of the fusion's gradient; the upstream gradient is float32.
+    # Rounded once to the dtype of the fusion's gradient; in float32 plain PyTorch may happen to be exact.
     "cosine gradient": {
         torch.float64: SUM64,
         torch.float32: 2 * ROUNDING[torch.float32],
