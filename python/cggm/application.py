@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cggm_ops import batched_cosine, modulate_, scale_
+from cggm_ops import batched_cosine, modulate_, scale_, segment_combine_, segment_gram
 
-from .distributed import Groups, is_sharded, local, shard_groups, sum_over_shards
+from .distributed import Groups, is_sharded, local, shard_groups, sum_over_shards, world_size
 from .policies.base import Application, Policy
 
 Owned = Sequence[tuple[Tensor, int]]  # parameters with the index of their modality
@@ -29,6 +29,11 @@ def choose_application(policy: Policy, apply: str, optimizer: Optimizer) -> Appl
     if apply != "auto" and apply not in choices:
         raise ValueError(
             f"apply must be 'auto' or one of {choices} with {type(policy).__name__}, got {apply!r}"
+        )
+    if policy.noise and world_size() > 1:
+        raise ValueError(
+            "policy: OGMGE(noise=True) would add other noise in every process, and their models would drift apart; "
+            "pass noise=False"
         )
     return choices[0] if apply == "auto" else apply  # type: ignore[return-value]
 
@@ -103,6 +108,84 @@ def _by_place(
         part.append(tensor)
         owners.append(owner)
     return places
+
+
+def deviations(owned: Owned) -> list[Tensor]:
+    """Standard deviations `std(g) + 1e-8` of the encoders' gradients, each 0-dimensional; of one element, `1e-8`."""
+    return [
+        gradient.float().std(correction=min(1, gradient.numel() - 1)) + 1e-8
+        for gradient, _, _ in _gradients(owned)
+    ]
+
+
+def add_noise_(owned: Owned, strengths: Sequence[Tensor]) -> None:
+    """Add Gaussian noise to the encoders' gradients, in place, drawn on their devices.
+
+    Args:
+        owned: the encoders' parameters; their gradients are mutated.
+        strengths: what `deviations` said of the same gradients.
+    """
+    numbered = ((gradient, i, ()) for i, (gradient, _, _) in enumerate(_gradients(owned)))
+    for gradients, numbers in _by_place(numbered).values():
+        sigmas = torch.stack([strengths[i] for i in numbers])  # [S]
+        noise = [torch.randn_like(gradient) for gradient in gradients]
+        segment_combine_([gradients], torch.ones_like(sigmas)[:, None], noise=noise, deviations=sigmas)
+
+
+def modulate_gradients_(
+    owned: Owned,
+    policy: Policy,
+    application: Application,
+    coefficients: Tensor,
+    heads: tuple[Tensor | None, Sequence[Tensor]],
+) -> dict[str, Tensor]:
+    """What the policy does to the encoders' gradients after the backward pass: coefficients there, then noise.
+
+    Args:
+        owned: the encoders' parameters; their gradients are mutated.
+        policy: whether it has coefficients and noise.
+        application: whether the coefficients act on gradients.
+        coefficients: `[M]`.
+        heads: gradients of the head's weight (or None) and of the classifiers' output weights.
+
+    Returns:
+        `cosines` `[M]`, and `grad_norms` `[M]` where they came for nothing.
+    """
+    strengths = deviations(owned) if policy.noise else None
+    measured: dict[str, Tensor] = {}
+    if application == "gradient" and "coefficients" in policy.places:
+        measured["cosines"], measured["grad_norms"] = scale_gradients_(owned, coefficients, *heads)
+    else:
+        measured["cosines"] = head_cosines(*heads, coefficients)
+    if strengths is not None:
+        add_noise_(owned, strengths)
+        measured.pop("grad_norms", None)  # of before the noise
+    return measured
+
+
+def accumulate_(
+    parameters: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], weigh: Callable[[Tensor], Tensor]
+) -> None:
+    """Add a weighted sum of gradient sets to the parameters' gradients: `grad_s ← grad_s + Σ_k w[s, k] g_k[s]`.
+
+    Args:
+        parameters: S of one encoder; their `.grad` is mutated, and where it is None becomes the set's own tensor.
+        sets: one set, which counts as it is, or two; each of S tensors. The first one is mutated.
+        weigh: as `Policy.weigh`: dot products `[S, 2, 2]` to weights `[S, 2]`.
+    """
+    first = sets[0][0]
+    ones = torch.ones(len(parameters), 1, dtype=torch.float64, device=first.device)
+    weights = weigh(segment_gram(sets)) if len(sets) == 2 else ones  # [S, K]
+    empty = [parameter.grad is None for parameter in parameters]
+    for fresh, rule in ((True, weights), (False, torch.cat([ones, weights], 1))):
+        rows = [i for i, is_empty in enumerate(empty) if is_empty == fresh]
+        chosen = [[one[i] for i in rows] for one in sets]
+        if not fresh:
+            chosen.insert(0, [parameters[i].grad for i in rows])
+        if rows:
+            segment_combine_(chosen, torch.stack([rule[i] for i in rows]))
+        for i, gradient in zip(rows, chosen[0], strict=True):
+            parameters[i].grad = gradient
 
 
 def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor) -> Tensor:

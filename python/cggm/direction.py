@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cggm_ops import batched_cosine
 
-from .policies.base import State
+from .policies.base import Balance, Policy, State
+
+if TYPE_CHECKING:
+    from .multimodal import MultimodalModel
 
 
 def rotate_(
@@ -87,3 +91,44 @@ def weights_term(head: Tensor, state: State) -> Tensor | float:
     if "direction_value" not in state:
         return 0.0
     return linear_term(state["direction_value"], head, state["direction_gradient"])
+
+
+def loss_term(
+    policy: Policy,
+    model: MultimodalModel,
+    losses: tuple[Tensor, Tensor],
+    weights: Tensor,
+    state: State,
+) -> Tensor | float:
+    """The part of a policy's direction that is a term of the loss, times λ; 0 where there is none.
+
+    Args:
+        policy: says which direction, and its λ.
+        model: its head, and the classifiers' output layers.
+        losses: the multimodal loss, 0-dimensional, and the unimodal ones `[M]`.
+        weights: `[M]`, balancing terms of this step.
+        state: the policy's, as of the last step taken.
+    """
+    if policy.lam > 0 and policy.direction == "gradient":
+        outputs = model.classifiers.output_weights()
+        return policy.lam * gradient_term(*losses, model.head_weight, outputs, weights)
+    if policy.lam > 0 and policy.direction == "weights":
+        return policy.lam * weights_term(model.head_weight, state)
+    return 0.0
+
+
+def turn_(policy: Policy, model: MultimodalModel, balance: Balance, cosines: Tensor) -> State:
+    """The part of a policy's direction that acts on the head's gradient; returns what the next step's term needs.
+
+    Args:
+        policy: says which direction, and its λ.
+        model: its head, whose gradient is mutated by a rotation.
+        balance: this step's.
+        cosines: `[M]`, of the head's gradient with the classifiers'.
+    """
+    fusion, unimodal = model.head_gradients()
+    if policy.lam > 0 and policy.direction == "rotation" and fusion is not None:
+        rotate_(fusion, unimodal, cosines, balance.weights, policy.lam)
+    if policy.lam > 0 and policy.direction == "weights":
+        return weights_state(model.head_weight, model.classifiers.output_weights(), balance.weights)
+    return {}

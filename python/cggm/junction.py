@@ -13,9 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Meet = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
+from .distributed import world_size
+from .parameter_junction import ParameterJunction
+from .policies.base import Application, Policy
+
+Meet = Callable[[Tensor, "Tensor | None"], Tensor]
 
 _numbers = itertools.count()
 _junctions: weakref.WeakValueDictionary[int, Junction] = weakref.WeakValueDictionary()
@@ -25,11 +29,13 @@ class Junction:
     """One encoder's junction: the policy's rule, and the coefficient that `balance()` sets before each backward.
 
     Args:
-        meet: the rule; None lets the sum of both gradients pass, as plain autograd would.
+        meet: the rule, as in `Policy.meet`.
+        scaled: whether the coefficient multiplies here what the rule returns.
     """
 
-    def __init__(self, meet: Meet | None) -> None:
+    def __init__(self, meet: Meet, scaled: bool) -> None:
         self.meet = meet
+        self.scaled = scaled
         self._coefficient: Tensor | None = None  # 0-dimensional; one address for good, as CUDA graphs need
         self._register()
 
@@ -41,8 +47,8 @@ class Junction:
         self.__dict__.update(state)
         self._register()  # a copy is a junction of its own
 
-    def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The multimodal and the unimodal branch.
+    def split(self, output: Tensor, encoder: nn.Module) -> tuple[Tensor, Tensor]:
+        """The multimodal and the unimodal branch of the output of `encoder`.
 
         The multimodal branch is a copy: an in-place activation in the fusion then changes neither the
         classifier's features nor an autograd view.
@@ -67,16 +73,31 @@ class Junction:
 
     def backward(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor | None:
         """The gradient that enters the encoder; None stands for a branch that no loss has used."""
-        if self.meet is None:
-            return (
-                multimodal if unimodal is None else unimodal if multimodal is None else multimodal + unimodal
-            )
         if multimodal is None and unimodal is None:
             return None
         multimodal = torch.zeros_like(unimodal) if multimodal is None else multimodal
+        gradient = self.meet(multimodal, unimodal)
+        if not self.scaled:
+            return gradient
         if torch.compiler.is_compiling():  # tracing would freeze the value: look it up when the graph runs
-            return self.meet(multimodal, unimodal, _coefficient_of(multimodal, self._number))
-        return self.meet(multimodal, unimodal, self.coefficient(multimodal))
+            return gradient * _coefficient_of(gradient, self._number).to(gradient.dtype)
+        return gradient * self.coefficient(gradient).to(gradient.dtype)
+
+
+def make_junction(policy: Policy, application: Application) -> Junction | ParameterJunction:
+    """A junction with the policy's rule, scaling at the features where its coefficients act there.
+
+    Raises:
+        ValueError: a rule at the parameters, where several processes train.
+    """
+    if policy.meets_at == "features":
+        return Junction(policy.meet, scaled=application == "feature" and "coefficients" in policy.places)
+    if world_size() > 1:
+        raise ValueError(
+            "policy: MMPareto() combines the gradients of one process, which no other process would see; with "
+            "several processes use FeaturePareto(), the same rule at the encoders' outputs"
+        )
+    return ParameterJunction(policy.weigh)
 
 
 @torch.library.custom_op("cggm::coefficient_of", mutates_args=())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .junction import Junction, Meet
+from .capture import Capture
+from .junction import make_junction
+from .masking import ModalityMask
+from .policies.base import Application, Policy
 
-Selector = int | str | None
 EncoderSpec = "str | nn.Module | tuple[str | nn.Module, int | str]"
 
 
@@ -56,104 +56,22 @@ def find_module(model: nn.Module, module: str | nn.Module, argument: str) -> tup
     raise TypeError(f"{argument} must be a dotted submodule name or a module, got {type(module).__name__}")
 
 
-def select(output: Any, selector: Selector, name: str) -> tuple[Tensor, Selector]:
-    """The features inside an encoder's output, and the selector that found them.
-
-    Without a selector: a tensor itself, the first floating tensor of a tuple or list, or the `pooler_output`,
-    `last_hidden_state`, ... (the first floating tensor) of a mapping or dataclass output.
-
-    Raises:
-        TypeError: nothing of that kind there.
-
-    >>> select((torch.ones(2, 3), None), None, "audio")[1]
-    0
-    """
-    if selector is not None:
-        found = (
-            output[selector] if isinstance(output, (tuple, list, Mapping)) else getattr(output, str(selector))
-        )
-        if isinstance(found, Tensor):
-            return found, selector
-        raise TypeError(f"encoder {name!r}: output[{selector!r}] is a {type(found).__name__}, not a tensor")
-    if isinstance(output, Tensor):
-        return output, None
-    if isinstance(output, Mapping):
-        candidates = [(k, output[k]) for k in ("pooler_output", "last_hidden_state", *output) if k in output]
-    elif isinstance(output, (tuple, list)):
-        candidates = list(enumerate(output))
-    else:
-        candidates = list(vars(output).items()) if hasattr(output, "__dict__") else []
-    for key, value in candidates:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value, key
-    raise TypeError(
-        f"encoder {name!r}: no features found in its output of type {type(output).__name__}; "
-        f"name them, as in encoders={{{name!r}: (module, 'field')}}"
-    )
-
-
-def replace(output: Any, selector: Selector, features: Tensor) -> Any:
-    """The encoder's output with other features in the selected place; the original is left alone."""
-    if selector is None:
-        return features
-    if isinstance(output, tuple):
-        items = [features if i == selector else item for i, item in enumerate(output)]
-        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-    output = copy.copy(output)
-    if isinstance(output, (list, Mapping)):
-        output[selector] = features  # type: ignore[index]
-    else:
-        setattr(output, str(selector), features)
-    return output
-
-
-class Capture:
-    """Forward hook on one encoder: splits its output at the junction and keeps the unimodal branch.
-
-    Args:
-        name: the modality.
-        selector: where the features are in the encoder's output; None to look.
-        junction: splits them.
-    """
-
-    def __init__(self, name: str, selector: Selector, junction: Junction) -> None:
-        self.name = name
-        self.selector = selector
-        self.junction = junction
-        self.features: Tensor | None = None  # of the latest forward pass that has not been balanced
-
-    def __call__(self, module: nn.Module, arguments: tuple, output: Any) -> Any:
-        """The hook: the output with the multimodal branch in the features' place."""
-        if not torch.is_grad_enabled():
-            return output
-        features, selector = select(output, self.selector, self.name)
-        multimodal, unimodal = self.junction.split(features)
-        if not _recomputing():
-            self.features = unimodal
-        return replace(output, selector, multimodal)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "features": None}  # a graph can be neither copied nor pickled
-
-
-def _recomputing() -> bool:
-    """Inside a backward pass, as activation checkpointing is when it repeats a forward."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 class Modalities:
     """The model's encoders in order, and which parameter belongs to which.
 
     Args:
         model: the user's model, wrapped or not.
         encoders: modality name -> encoder, or (encoder, selector of the features in its output).
-        meet: the policy's rule at the junction, or None where gradients pass unchanged.
+        policy: its rule at the junctions, and its modality dropout.
+        application: where its coefficients act.
 
     Raises:
         ValueError: fewer than two modalities, a name that does not exist, nested encoders, a shared parameter.
     """
 
-    def __init__(self, model: nn.Module, encoders: Mapping[str, Any], meet: Meet | None) -> None:
+    def __init__(
+        self, model: nn.Module, encoders: Mapping[str, Any], policy: Policy, application: Application
+    ) -> None:
         if not isinstance(encoders, Mapping) or len(encoders) < 2:
             raise ValueError(
                 "encoders must map at least two modality names to encoders, as in "
@@ -166,10 +84,11 @@ class Modalities:
         self._model = model
         self._handles: list[Any] = []
         self._owned: list[tuple[Tensor, int]] | None = None
+        self.mask = ModalityMask(policy.dropout, self.names, model) if policy.dropout > 0 else None
         for name, spec in encoders.items():
             module, selector = spec if isinstance(spec, tuple) else (spec, None)
             self.paths[name], _ = find_module(model, module, f"encoders[{name!r}]")
-            self.captures.append(Capture(name, selector, Junction(meet)))
+            self.captures.append(Capture(name, selector, make_junction(policy, application), self.mask))
         self._check_disjoint()
 
     def attach(self) -> None:
@@ -190,6 +109,19 @@ class Modalities:
     def have_gradients(self) -> bool:
         """Whether any encoder's parameter has a gradient now."""
         return any(p.grad is not None for p, _ in self.owned())
+
+    def with_gradients(self, backward_ran: bool) -> list[tuple[Tensor, int]]:
+        """`owned`, where a balanced loss has gone backward and its gradients are still there.
+
+        Raises:
+            RuntimeError: it has not, or they are not.
+        """
+        if not backward_ran or not self.have_gradients():
+            raise RuntimeError(
+                "a balanced loss is pending, but the encoders have no gradients: call backward() on what "
+                "balance() returned before step(), and zero_grad() not between the two"
+            )
+        return self.owned()
 
     def refresh(self) -> None:
         """Look the parameters up again at the next use."""
@@ -212,7 +144,9 @@ class Modalities:
     def forget(self) -> None:
         """Drop captured features, and with them the graph of the last forward pass."""
         for capture in self.captures:
-            capture.features = None
+            capture.forget()
+        if self.mask is not None:
+            self.mask.forget()
 
     def set_coefficients(self, coefficients: Tensor | None) -> None:
         """What the junctions apply in the backward passes to come: `[M]`, or None for 1."""
@@ -221,6 +155,11 @@ class Modalities:
                 capture.junction.reset()
             else:
                 capture.junction.set_coefficient(coefficients[index])
+
+    def set_dropout(self, active: bool) -> None:
+        """Let modality dropout act, or not, from the next forward pass on."""
+        if self.mask is not None:
+            self.mask.active = active
 
     def detach(self) -> None:
         """Take the hooks off again."""

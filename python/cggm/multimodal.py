@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
-from .junction import Meet
 from .modalities import Modalities, find_module, unwrap
+from .policies.base import Application, Policy
+from .responses import Attribution, Responses, split_head
 
 
 class MultimodalModel:
@@ -24,7 +25,8 @@ class MultimodalModel:
         encoders: modality -> encoder, or (encoder, selector).
         head: the fusion's output layer, by name or module.
         classifiers: as in `build_classifiers`.
-        meet: the policy's rule at the junction, or None where gradients pass unchanged.
+        policy: what it does at the encoders' outputs, and what it reads.
+        application: where its coefficients act.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; nothing has been attached then.
@@ -37,14 +39,18 @@ class MultimodalModel:
         head: str | nn.Module,
         *,
         classifiers: Mapping[str, Any] | str | None,
-        meet: Meet | None,
+        policy: Policy,
+        application: Application,
     ) -> None:
         self._model = _check_model(model)
         self._head_path, found = find_module(self._model, head, "head")
         _check_head(found, self._head_path)
-        self.modalities = Modalities(self._model, encoders, meet)
+        self.modalities = Modalities(self._model, encoders, policy, application)
         named = dict(zip(self.modalities.names, self.modalities.encoders(), strict=True))
         self.classifiers: UnimodalClassifiers = build_classifiers(classifiers, named, found)
+        self.responses: Responses | None = None
+        if policy.reads == "responses":
+            self.responses = Responses(self._model, self._head_path, self.modalities, policy.permutations)
 
     @property
     def head_weight(self) -> Tensor:
@@ -59,6 +65,32 @@ class MultimodalModel:
         unimodal = [w.grad for w in self.classifiers.output_weights() if w.grad is not None]
         complete = len(unimodal) == len(self.modalities.names)
         return (self.head_weight.grad if complete else None), unimodal
+
+    def attribute(self, policy: Policy) -> Attribution | None:
+        """Shapley values of the forward pass just made, where the policy reads them."""
+        if policy.reads != "responses" or self.responses is None:
+            return None
+        return self.responses.attribute()
+
+    def compared(
+        self,
+        policy: Policy,
+        outputs: Sequence[Tensor],
+        features: Sequence[Tensor],
+        attribution: Attribution | None,
+    ) -> list[Tensor]:
+        """The M outputs that the policy scores, outside of autograd: the classifiers' or what it reads instead."""
+        if attribution is not None:
+            return attribution.responses()
+        if policy.reads == "head":
+            return split_head(features, self._model.get_submodule(self._head_path))
+        return [output.detach() for output in outputs]
+
+    def forget(self) -> None:
+        """Drop what has been kept of the last forward pass."""
+        self.modalities.forget()
+        if self.responses is not None:
+            self.responses.forget()
 
     def attach(self, optimizer: Optimizer, lr: float | None) -> None:
         """Hooks onto the encoders, classifiers into the model and into a parameter group of their own.
@@ -86,10 +118,14 @@ class MultimodalModel:
             optimizer.add_param_group(group)
         self._model.add_module(ATTACHED, self.classifiers)
         self.modalities.attach()
+        if self.responses is not None:
+            self.responses.attach()
 
     def detach(self, optimizer: Optimizer) -> None:
         """Undo `attach`: the model is as it was before, with what it has learnt."""
         self.modalities.detach()
+        if self.responses is not None:
+            self.responses.detach()
         delattr(self._model, ATTACHED)
         own = self._own()
         optimizer.param_groups[:] = [g for g in optimizer.param_groups if not own.issuperset(g["params"])]

@@ -16,13 +16,13 @@ from .application import (
     check_updated,
     choose_application,
     gradient_norms,
-    head_cosines,
-    scale_gradients_,
+    modulate_gradients_,
 )
+from .assessment import assess, check_loss
 from .distributed import world_size
 from .multimodal import MultimodalModel
 from .pending import PendingStep
-from .policies import CGGM, Policy
+from .policies import CGGM, Joint, Policy
 from .policies.base import State
 from .statistics import Statistics
 from .tasks import Task, find_task
@@ -90,8 +90,14 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self.policy = CGGM() if policy is None else policy
         self.task = find_task(task)
         self.application = choose_application(self.policy, apply, optimizer)
-        meet = self.policy.meet if self.application == "feature" else None
-        self._model = MultimodalModel(model, encoders, head, classifiers=classifiers, meet=meet)
+        self._model = MultimodalModel(
+            model,
+            encoders,
+            head,
+            classifiers=classifiers,
+            policy=self.policy,
+            application=self.application,
+        )
         if self.application == "update":
             check_updated(self._model.modalities.owned(), self.modalities, optimizer)
         self._model.attach(optimizer, classifier_lr)
@@ -100,6 +106,20 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._state: State = {}  # the policy's, as of the last step taken
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
         self.statistics: Mapping[str, Tensor] = Statistics({})
+
+    @property
+    def active(self) -> bool:
+        """Whether the policy acts, True at first; set it from the training loop to start or stop balancing.
+
+        While False the model trains as without the wrapper, and the unimodal classifiers learn on. Not part of
+        checkpoints.
+        """
+        return self._pending.policy is self.policy
+
+    @active.setter
+    def active(self, active: bool) -> None:
+        self._pending.policy = self.policy if active else Joint()
+        self._model.modalities.set_dropout(active)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -120,30 +140,18 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             RuntimeError: no forward pass since the last call, gradients disabled.
             ValueError: a loss that is not 0-dimensional, a target of the wrong shape.
         """
-        if not torch.is_grad_enabled() or not loss.requires_grad:
-            raise RuntimeError(
-                "balance() needs a loss with a graph: call it outside torch.no_grad(), before backward()"
-            )
-        if loss.ndim:
-            raise ValueError(
-                f"loss must be 0-dimensional, as its mean over the batch, got {list(loss.shape)}"
-            )
-        features = self._model.modalities.features()
-        if self.policy.detach_features:
-            features = [x.detach() for x in features]
-        outputs = self._model.classifiers(features, fit=self._fresh and world_size() == 1)
-        losses = torch.stack([self.task.loss(output, target).float() for output in outputs])  # [M]
-        if self.policy.score == "loss":
-            scores = -losses.detach()
-        else:
-            scores = torch.stack([self.task.score(output.detach(), target).float() for output in outputs])
+        check_loss(loss)
+        policy = self._pending.policy
+        fit = self._fresh and world_size() == 1
+        assessed = assess(self._model, policy, self.task, target, fit=fit)
         self._fresh = False
-        self._model.modalities.forget()
+        self._model.forget()
         if self._pending.backward_ran and not self._model.modalities.have_gradients():
             self._pending.clear()  # cleared by model.zero_grad(), after a step that was skipped
-        self._pending.add(scores, target.shape[0], self._state)
+        self._pending.add(assessed.scores, target.shape[0], self._state)
+        self._figures = policy.figures(assessed.scores, assessed.losses.detach())
         self._tell_junctions()
-        total = loss + losses.sum() + self._direction_term(loss, losses)
+        total = loss + assessed.terms(policy, self._model, loss, self._pending.balance, self._state)
         total.register_hook(self._pending.mark_backward)
         return total
 
@@ -159,27 +167,15 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         """
         if self._pending.balance is None or self._pending.modulated:
             return
-        owned = self._model.modalities.owned()
-        if not self._pending.backward_ran or not self._model.modalities.have_gradients():
-            raise RuntimeError(
-                "a balanced loss is pending, but the encoders have no gradients: call backward() on what "
-                "balance() returned before step(), and zero_grad() not between the two"
-            )
-        coefficients, weights, _ = self._pending.balance
-        fusion, unimodal = self._model.head_gradients()
-        measured = {"scores": self._pending.scores, "coefficients": coefficients}
-        if self.application == "gradient":
-            measured["cosines"], measured["grad_norms"] = scale_gradients_(
-                owned, coefficients, fusion, unimodal
-            )
-        else:
-            measured["cosines"] = head_cosines(fusion, unimodal, coefficients)
-        if self.policy.lam > 0 and self.policy.direction == "rotation" and fusion is not None:
-            direction.rotate_(fusion, unimodal, measured["cosines"], weights, self.policy.lam)
-        if self.policy.lam > 0 and self.policy.direction == "weights":
-            outputs = self._model.classifiers.output_weights()
-            self._pending.remember(direction.weights_state(self._model.head_weight, outputs, weights))
-        self.statistics = Statistics(measured, grad_norms=partial(gradient_norms, owned, coefficients))
+        owned = self._model.modalities.with_gradients(self._pending.backward_ran)
+        policy, balance = self._pending.policy, self._pending.balance
+        heads = self._model.head_gradients()
+        measured = modulate_gradients_(owned, policy, self.application, balance.coefficients, heads)
+        measured |= {"scores": self._pending.scores, "coefficients": balance.coefficients, **self._figures}
+        self._pending.remember(direction.turn_(policy, self._model, balance, measured["cosines"]))
+        self.statistics = Statistics(
+            measured, grad_norms=partial(gradient_norms, owned, balance.coefficients)
+        )
         self._pending.modulated = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -231,16 +227,6 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         if self.application == "feature":
             balance = self._pending.balance
             self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
-
-    def _direction_term(self, loss: Tensor, losses: Tensor) -> Tensor | float:
-        """The part of the direction that is a term of the loss."""
-        if self.policy.lam > 0 and self.policy.direction == "gradient":
-            weights, outputs = self._pending.balance.weights, self._model.classifiers.output_weights()
-            term = direction.gradient_term(loss, losses, self._model.head_weight, outputs, weights)
-            return self.policy.lam * term
-        if self.policy.lam > 0 and self.policy.direction == "weights":
-            return self.policy.lam * direction.weights_term(self._model.head_weight, self._state)
-        return 0.0
 
     def _modulating(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def evaluate() -> Any:

@@ -21,7 +21,7 @@ class PendingStep:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
         self.clear()
 
     def clear(self) -> None:
@@ -70,4 +70,4 @@ class PendingStep:
         parts = [part for part in (self._done, self._waiting) if part is not None]
         sums = sum_over_ranks(parts[0] if len(parts) == 1 else parts[0] + parts[1])
         self.scores = sums[:-1] / sums[-1]
-        self.balance = self._policy.balance(self.scores, state or self._policy.initial_state(self.scores))
+        self.balance = self.policy.balance(self.scores, state or self.policy.initial_state(self.scores))

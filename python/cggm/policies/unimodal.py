@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Application, Balance, Policy, State, check_range
+from .base import Place, Policy, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,25 +24,17 @@ class UnimodalLosses(Policy):
     Raises:
         ValueError: a negative weight.
 
-    >>> UnimodalLosses(weight=2.0).meet(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor(1.0))
+    >>> UnimodalLosses(weight=2.0).meet(torch.tensor([1.0]), torch.tensor([3.0]))
     tensor([7.])
     """
 
     weight: float = 1.0
+    places: ClassVar[tuple[Place, ...]] = ("junction",)
     detach_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, 0.0)
 
-    def applications(self, adaptive: bool) -> tuple[Application, ...]:
-        """Only at the junction, where both gradients meet."""
-        return ("feature",)
-
-    def balance(self, scores: Tensor, state: State) -> Balance:
-        """Coefficients 1: nothing is modulated."""
-        ones = torch.ones_like(scores)
-        return Balance(ones, ones, state)
-
-    def meet(self, multimodal: Tensor, unimodal: Tensor | None, coefficient: Tensor) -> Tensor:
+    def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
         """`multimodal + weight · unimodal`."""
         return multimodal if unimodal is None else torch.add(multimodal, unimodal, alpha=self.weight)

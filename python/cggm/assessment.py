@@ -1,0 +1,81 @@
+"""How well each modality does by itself: the unimodal losses, and the scores that a policy compares."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import direction
+from .multimodal import MultimodalModel
+from .policies.base import Balance, Policy, State
+from .responses import Attribution
+from .tasks import Task
+
+
+class Assessment(NamedTuple):
+    """What a forward pass tells about the modalities."""
+
+    losses: Tensor  # [M], the unimodal losses, with their graph
+    scores: Tensor  # [M] float32, higher is better
+    attribution: Attribution | None  # the modalities' responses, where the policy reads them
+
+    def terms(
+        self, policy: Policy, model: MultimodalModel, loss: Tensor, balance: Balance, state: State
+    ) -> Tensor:
+        """What balancing adds to the multimodal loss: the unimodal losses, and terms for gradients alone.
+
+        Args:
+            policy: says which terms.
+            model: its head, and the classifiers.
+            loss: the multimodal loss, 0-dimensional.
+            balance: this step's.
+            state: the policy's, as of the last step taken.
+        """
+        terms = self.losses.sum()
+        terms = terms + direction.loss_term(policy, model, (loss, self.losses), balance.weights, state)
+        return (
+            terms if self.attribution is None else terms + self.attribution.term(loss, balance.coefficients)
+        )
+
+
+def check_loss(loss: Tensor) -> None:
+    """Refuse a multimodal loss from which nothing can go backward.
+
+    Raises:
+        RuntimeError: it has no graph, or gradients are disabled.
+        ValueError: it is not 0-dimensional.
+    """
+    if not torch.is_grad_enabled() or not loss.requires_grad:
+        raise RuntimeError(
+            "balance() needs a loss with a graph: call it outside torch.no_grad(), before backward()"
+        )
+    if loss.ndim:
+        raise ValueError(f"loss must be 0-dimensional, as its mean over the batch, got {list(loss.shape)}")
+
+
+def assess(model: MultimodalModel, policy: Policy, task: Task, target: Tensor, *, fit: bool) -> Assessment:
+    """Run the unimodal classifiers on the features of the forward pass just made, and score the modalities.
+
+    Args:
+        model: holds those features and the classifiers.
+        policy: whether the features are detached, what is scored and how.
+        task: its loss trains the classifiers.
+        target: in a form that the task knows.
+        fit: as in `UnimodalClassifiers`.
+
+    Raises:
+        RuntimeError: no forward pass since the last one assessed.
+        ValueError: a target that does not fit.
+    """
+    features = model.modalities.features()
+    if policy.detach_features:
+        features = [x.detach() for x in features]
+    outputs = model.classifiers(features, fit=fit)
+    losses = torch.stack([task.loss(output, target).float() for output in outputs])  # [M]
+    attribution = model.attribute(policy)
+    scores = -losses.detach()
+    if policy.score == "metric":
+        scores = policy.measure(task, model.compared(policy, outputs, features, attribution), target)
+    return Assessment(losses, scores, attribution)

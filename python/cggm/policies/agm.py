@@ -1,0 +1,94 @@
+"""Adaptive gradient modulation (Li et al., ICCV 2023, arXiv 2308.07686)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .base import Application, Balance, Place, Policy, State, check_range
+from .ogm_ge import confidences
+
+if TYPE_CHECKING:
+    from cggm.tasks import Task
+
+_SMALLEST = 1e-8  # confidences below this count as this
+_LARGEST = 10.0  # of the coefficients' exponent: beyond, single batches would decide about everything
+
+
+@dataclass(frozen=True)
+class AGM(Policy):
+    """Weighs each modality's response where it enters the loss, by how far it is from its usual share.
+
+    The head's output is split into mono-modal responses `m_i` by Shapley values over forward passes in which the other
+    modalities' features are zeroed; they add up to the output. `s_i` is the mean over the batch of
+    `−log max(softmax(m_i)[y], 1e-8)`, `r_i = exp(2 (s̄ − s_i))`; the same of the running means `R_i` of `s_i` gives
+    `q_i`. The gradient that enters `m_i` from the loss is multiplied by `exp(α (q_i − r_i))` (section 3 of the paper,
+    the exponent held within ±10). Works with any fusion whose forward function calls each encoder once.
+
+    The masked passes run in evaluation mode, through the fusion alone: `2^M − 2` of them for up to 4 modalities,
+    at most `2 (M − 1)` for each of the `permutations` sampled orders beyond.
+
+    `optimizer.statistics["competition"]` is `s_i` less the unimodal classifier's loss on the same features: how much
+    worse a modality does within the fusion than it could by itself. (The paper compares with an encoder trained
+    alone, which cannot be had while training jointly.)
+
+    Args:
+        alpha: α `>= 0`.
+        permutations: number of orders that are sampled for more than 4 modalities, `>= 1`.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    >>> policy = AGM(1.0)
+    >>> state = policy.initial_state(torch.zeros(2))
+    >>> policy.balance(torch.tensor([-1.0, -1.0]), state).coefficients
+    tensor([1., 1.])
+    """
+
+    alpha: float = 1.0
+    _: KW_ONLY
+    permutations: int = 4  # type: ignore[misc]
+    places: ClassVar[tuple[Place, ...]] = ("coefficients", "junction")
+    reads: ClassVar[Literal["classifiers", "head", "responses"]] = "responses"
+    score: ClassVar[Literal["loss", "metric"]] = "metric"
+
+    def __post_init__(self) -> None:
+        check_range("alpha", self.alpha, 0.0)
+        if not isinstance(self.permutations, int) or self.permutations < 1:
+            raise ValueError(f"permutations must be a whole number, 1 or more, got {self.permutations!r}")
+
+    def applications(self, adaptive: bool) -> tuple[Application, ...]:
+        """Only where the responses enter the loss."""
+        return ("response",)
+
+    def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """`−s_i` `[M]` of the responses."""
+        sure = [confidences(task, output, target).float() for output in outputs]
+        return torch.stack([confidence.clamp_min(_SMALLEST).log().mean() for confidence in sure])
+
+    def initial_state(self, scores: Tensor) -> State:
+        """Running means 0, no step taken."""
+        return {"means": torch.zeros_like(scores), "steps": torch.zeros((), device=scores.device)}
+
+    def balance(self, scores: Tensor, state: State) -> Balance:
+        """Coefficients from `−s_i` and the running means before this step, in which it is then counted.
+
+        A batch whose scores are not finite gets coefficients 1 and is not counted.
+        """
+        surprises, means, steps = -scores, state["means"], state["steps"]
+        ratios = torch.exp(2 * (surprises.mean() - surprises))  # [M], r_i
+        usual = torch.exp(2 * (means.mean() - means))  # [M], q_i
+        exponents = (self.alpha * (usual - ratios)).clamp(-_LARGEST, _LARGEST)
+        finite = torch.isfinite(scores).all()
+        coefficients = torch.where(finite, exponents.exp(), torch.ones_like(exponents))
+        counted = means * (steps / (steps + 1)) + surprises / (steps + 1)
+        state = {"means": torch.where(finite, counted, means), "steps": steps + finite}
+        return Balance(coefficients, coefficients, state)
+
+    def figures(self, scores: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
+        """The competition `[M]` that each modality meets within the fusion."""
+        return {"competition": -scores - losses}

@@ -1,0 +1,121 @@
+"""MMPareto (Wei and Hu, ICML 2024, arXiv 2405.17730), at the encoders' parameters or at their outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Place, Policy, check_range
+from .equalization import norm, weighted_sum
+
+
+def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tensor:
+    """Weight `w_m` of the multimodal gradient; `w_u = 1 − w_m`.
+
+    With `x = ⟨g_m, g_m⟩`, `y = ⟨g_m, g_u⟩`, `z = ⟨g_u, g_u⟩`: ½ where the two agree (`y > 0`), else that of the
+    shortest convex combination: 0.999 if `y ≥ x`, 0.001 if `y ≥ z`, `(z − y) / (x + z − 2y)` otherwise.
+
+    Args:
+        multimodal: x, 0-dimensional.
+        product: y.
+        unimodal: z.
+
+    >>> pareto_weight(torch.tensor(1.0), torch.tensor(-1.0), torch.tensor(3.0)).round(decimals=4)
+    tensor(0.6667)
+    """
+    inside = (unimodal - product) / (multimodal + unimodal - 2 * product)
+    shortest = torch.where(product >= unimodal, torch.full_like(inside, 0.001), inside)
+    shortest = torch.where(product >= multimodal, torch.full_like(inside, 0.999), shortest)
+    return torch.where(product > 0, torch.full_like(inside, 0.5), shortest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMPareto(Policy):
+    """Combines each encoder's multimodal and unimodal gradient so that neither is worked against.
+
+    Weights from the whole encoder's gradients (`pareto_weight`). Then, tensor by tensor, `h = 2 w_m g_m + 2 w_u g_u` is
+    raised to the norm of `g_m + g_u` where that is larger, and multiplied by γ. Parameters outside the encoders get
+    the gradient of the plain sum of losses. (Sections 3.2 and 3.3 of the paper; the closed form and the norms per
+    tensor are those of its released script.)
+
+    Two backward passes run through the encoders instead of one, inside the one `loss.backward()`. With gradient
+    accumulation each micro-batch is a batch of its own. What lies before an encoder's input gets no gradient, and
+    several processes are refused; `FeaturePareto` has neither limit and costs one pass.
+
+    Args:
+        gamma: γ, `>= 0`.
+
+    Raises:
+        ValueError: a negative factor.
+
+    >>> gram = torch.tensor([[[1.0, -1.0], [-1.0, 3.0]]])                        # g_m = (1, 0), g_u = (-1, √2)
+    >>> MMPareto(gamma=1.0).weigh(gram).round(decimals=4)
+    tensor([[1.6330, 0.8165]])
+    """
+
+    gamma: float = 1.5
+    places: ClassVar[tuple[Place, ...]] = ("junction",)
+    detach_features: ClassVar[bool] = False
+    meets_at = "parameters"
+
+    def __post_init__(self) -> None:
+        check_range("gamma", self.gamma, 0.0)
+
+    def weigh(self, gram: Tensor) -> Tensor:
+        """Weights `[S, 2]`, norm and γ included, from the dot products `[S, 2, 2]` of an encoder's S tensors."""
+        x, y, z = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]  # [S]
+        weight = pareto_weight(x.sum(), y.sum(), z.sum())
+        weights = 2 * torch.stack([weight, 1 - weight])  # [2]
+        squared = torch.einsum("k,skl,l->s", weights, gram, weights)  # [S], ‖h‖²
+        plain = x + 2 * y + z  # [S], ‖g_m + g_u‖²
+        return self.gamma * _raise(plain, squared).sqrt()[:, None] * weights
+
+
+def _raise(wanted: Tensor, present: Tensor) -> Tensor:
+    """`max(1, wanted / present)`, squared norms; bounded, since exactly opposed gradients leave mere rounding."""
+    floor = (wanted * 1e-10).clamp_min(torch.finfo(wanted.dtype).tiny)
+    return (wanted / torch.maximum(present, floor)).clamp_min(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturePareto(Policy):
+    """MMPareto's rule on the gradients that enter an encoder at its output: one backward pass instead of two.
+
+    `h = 2 w_m g_m + 2 w_u g_u`, raised to the norm of `g_m + g_u` where that is larger, times γ; norms and dot products
+    over the whole batch of features.
+
+    Args:
+        gamma: γ, `>= 0`.
+
+    Raises:
+        ValueError: a negative factor.
+
+    >>> FeaturePareto(gamma=1.0).meet(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))       # w_m = 0.6
+    tensor([0.4472, 0.8944])
+    """
+
+    gamma: float = 1.5
+    places: ClassVar[tuple[Place, ...]] = ("junction",)
+    detach_features: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_range("gamma", self.gamma, 0.0)
+
+    def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
+        """The combined gradient; not finite where one of the two is not."""
+        if unimodal is None:
+            return multimodal
+        # Unit vectors first: squares of half-precision loss scales would not fit.
+        norms = norm(multimodal), norm(unimodal)
+        larger = torch.maximum(*norms)
+        scale = 1 / torch.where(larger > 0, larger, torch.ones_like(larger))
+        dtype = larger.dtype
+        product = ((multimodal.to(dtype) * scale) * (unimodal.to(dtype) * scale)).sum()
+        weight = pareto_weight((norms[0] * scale) ** 2, product, (norms[1] * scale) ** 2)
+        combined = weighted_sum(multimodal.to(dtype), unimodal.to(dtype), (2 * weight, 2 - 2 * weight))
+        plain = norm(multimodal.to(dtype) + unimodal.to(dtype))
+        raised = _raise((plain * scale) ** 2, (norm(combined) * scale) ** 2).sqrt()
+        return (combined * (self.gamma * raised)).to(multimodal.dtype)

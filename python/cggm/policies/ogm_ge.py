@@ -1,0 +1,87 @@
+"""On-the-fly gradient modulation with generalisation enhancement (Peng et al., CVPR 2022, arXiv 2203.15332)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .base import Application, Balance, Policy, State, check_range
+
+if TYPE_CHECKING:
+    from cggm.tasks import Task
+
+_ROUNDING = 1e-6  # equal scores must not count as ahead of each other
+
+
+def confidences(task: Task, output: Tensor, target: Tensor) -> Tensor:
+    """Probability `[B]` that an output gives to the truth, sample by sample.
+
+    Asked of `task.confidence(output, target)`; for a task without one, `exp(−loss)`, a single figure `[]` per batch,
+    which for one sample of a classification is the same.
+    """
+    confidence = getattr(task, "confidence", None)
+    return (-task.loss(output, target).float()).exp() if confidence is None else confidence(output, target)
+
+
+@dataclass(frozen=True)
+class OGMGE(Policy):
+    """Slows the modalities that are ahead, and adds noise to the gradients to keep up generalisation.
+
+    `S_i` is the mean confidence of modality i in the truth, `r_i = S_i / mean_{j≠i} S_j` the discrepancy ratio.
+    Encoder i's gradient is multiplied by `1 − tanh(α r_i)` where `r_i > 1`, else by 1 (section 3 of the paper, of two
+    modalities; the mean of the others is our generalisation). Then Gaussian noise of standard deviation
+    `std(g) + 1e-8` is added to each of the encoders' gradient tensors, `std(g)` taken before the coefficient. All
+    parameters of the encoders take part; the released script touches those of convolutions only.
+
+    The confidences are those of the unimodal classifiers, which any fusion allows. For a head that takes the
+    concatenated features directly, the released script instead splits the head: `split_head=True` does that.
+    The script modulates from a first to a last epoch: set `optimizer.active` from the training loop.
+
+    Args:
+        alpha: α `>= 0`.
+        noise: generalisation enhancement; needs `apply="gradient"`.
+        split_head: confidences from the head's columns of each modality, features concatenated in the order of
+            `encoders`, instead of from the unimodal classifiers.
+
+    Raises:
+        ValueError: a negative α.
+
+    >>> OGMGE(0.5).balance(torch.tensor([0.6, 0.3]), {}).coefficients            # 1 − tanh(0.5 · 2)
+    tensor([0.2384, 1.0000])
+    """
+
+    alpha: float = 0.3
+    _: KW_ONLY
+    noise: bool = True  # type: ignore[misc]
+    split_head: bool = False
+    score: ClassVar[Literal["loss", "metric"]] = "metric"
+
+    def __post_init__(self) -> None:
+        check_range("alpha", self.alpha, 0.0)
+
+    @property
+    def reads(self) -> str:  # type: ignore[override]
+        """The split head or the unimodal classifiers."""
+        return "head" if self.split_head else "classifiers"
+
+    def applications(self, adaptive: bool) -> tuple[Application, ...]:
+        """With noise on the gradients; else `feature` before SGD, and `update` before Adam and kin."""
+        if self.noise:
+            return ("gradient",)
+        return ("update", "gradient", "feature") if adaptive else ("feature", "gradient", "update")
+
+    def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """Mean confidences `[M]`; the paper's sums over the batch have the same ratios."""
+        return torch.stack([confidences(task, output, target).float().mean() for output in outputs])
+
+    def balance(self, scores: Tensor, state: State) -> Balance:
+        """Coefficients from this step's confidences alone; 1 where one is not finite."""
+        others = (scores.sum() - scores) / (scores.numel() - 1)
+        ratios = scores / others.clamp_min(torch.finfo(scores.dtype).tiny)  # [M]
+        ahead = (ratios > 1 + _ROUNDING) & torch.isfinite(scores).all()
+        coefficients = torch.where(ahead, 1 - torch.tanh(self.alpha * ratios), torch.ones_like(ratios))
+        return Balance(coefficients, coefficients, state)

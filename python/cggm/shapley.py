@@ -1,0 +1,63 @@
+"""Shapley values: which coalitions of modalities to ask, and how their answers add up to one share each."""
+
+from __future__ import annotations
+
+from math import comb
+
+import torch
+
+#: Up to this many modalities every coalition is asked.
+EXACT = 4
+
+
+def coalitions(modalities: int, permutations: int = 4) -> tuple[list[tuple[int, ...]], list[list[float]]]:
+    """Coalitions, and the weights of their values in each modality's Shapley value.
+
+    `m_i = Σ_S W[i, S] v(S)` with `v(∅) = 0`, so that the M shares add up to the value of all modalities together. Exact
+    for up to 4 modalities; beyond, the mean over random orders in which the modalities join, each order followed
+    by its reverse.
+
+    Args:
+        modalities: M, `>= 2`.
+        permutations: number of random orders beyond 4 modalities, drawn from torch's global random numbers.
+
+    Returns:
+        S coalitions, each the sorted numbers of its members, all modalities together last; weights `[M][S]`.
+
+    Source: Li et al., Adaptive Gradient Modulation, ICCV 2023, section 3.
+
+    >>> coalitions(2)
+    ([(0,), (1,), (0, 1)], [[0.5, -0.5, 0.5], [-0.5, 0.5, 0.5]])
+    """
+    everyone = tuple(range(modalities))
+    weights = _exact(modalities) if modalities <= EXACT else _sampled(modalities, permutations)
+    asked = sorted(weights, key=lambda coalition: (coalition == everyone, len(coalition), coalition))
+    return asked, [[weights[coalition][i] for coalition in asked] for i in everyone]
+
+
+def _exact(modalities: int) -> dict[tuple[int, ...], list[float]]:
+    weights = {}
+    for bits in range(1, 2**modalities):
+        members = tuple(i for i in range(modalities) if bits >> i & 1)
+        size = len(members)
+        # |S|! (M − |S| − 1)! / M! for the coalition S that a modality joins, of size − 1 or of size
+        joined = 1 / (modalities * comb(modalities - 1, size - 1))
+        left_out = -1 / (modalities * comb(modalities - 1, size)) if size < modalities else 0.0
+        weights[members] = [joined if i in members else left_out for i in range(modalities)]
+    return weights
+
+
+def _sampled(modalities: int, permutations: int) -> dict[tuple[int, ...], list[float]]:
+    weights: dict[tuple[int, ...], list[float]] = {}
+    share = 1 / (2 * permutations)
+    for _ in range(permutations):
+        order = torch.randperm(modalities).tolist()
+        for direction in (order, order[::-1]):
+            before: tuple[int, ...] = ()
+            for i in direction:
+                after = tuple(sorted((*before, i)))
+                weights.setdefault(after, [0.0] * modalities)[i] += share
+                if before:
+                    weights[before][i] -= share
+                before = after
+    return weights
