@@ -1,0 +1,131 @@
+"""Times named alternatives against each other in one run, interleaved, and keeps the figures with pytest-benchmark.
+
+Clocks and neighbours change from second to second; alternatives that take turns within milliseconds share their
+luck, and the ratio of two that ran side by side is steadier than either time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Alternative = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call over all rounds, in the order they ran."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Seconds per call in the middle round."""
+        return statistics.median(self.seconds)
+
+    def ratio(self, other: Timing) -> float:
+        """How many times as long this one takes as `other`: the median over rounds run side by side."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def interleave(
+    alternatives: Mapping[str, Alternative], *, rounds: int = 21, seconds: float = 2e-3, warmup: int = 3
+) -> dict[str, Timing]:
+    """Time every alternative `rounds` times, taking turns.
+
+    Args:
+        alternatives: what to call, by name. On a GPU a call may return before its work is done.
+        rounds: how often each has its turn; positive.
+        seconds: the least time of a turn, reached by repeating short calls.
+        warmup: untimed calls of each before the first round.
+    """
+    repeats = {}
+    for name, call in alternatives.items():
+        for _ in range(warmup):
+            call()
+        repeats[name] = max(1, round(seconds / _time(call, 1)))
+    taken: dict[str, list[float]] = {name: [] for name in alternatives}
+    for _ in range(rounds):
+        for name, call in alternatives.items():
+            taken[name].append(_time(call, repeats[name]))
+    return {name: Timing(tuple(times)) for name, times in taken.items()}
+
+
+def _time(call: Alternative, repeats: int) -> float:
+    _wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _wait()
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The bytes that an alternative must move at the least.
+
+    Attributes:
+        read: bytes read.
+        written: bytes written; the bound is then an update in place, else a sum.
+    """
+
+    read: int
+    written: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes read and written."""
+        return self.read + self.written
+
+    def bound(self, device: str = "cpu") -> Alternative:
+        """Plain PyTorch moving as many bytes in one flat float32 buffer: the measured memory bound at this size."""
+        flat = torch.rand(max(1, self.read // 4), device=device)
+        if self.written:
+            return lambda: flat.mul_(0.9999999)
+        return flat.sum
+
+
+def compare(
+    benchmark: Any,
+    ours: Alternative,
+    others: Mapping[str, Alternative],
+    *,
+    memory: Memory | None = None,
+    rounds: int = 21,
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Interleave `ours` with `others` and record it all in `benchmark.extra_info`; return the ratios.
+
+    Recorded: `ms` of each alternative, `ratio` of each to ours (above 1: ours is faster), and with `memory` also
+    `gb_per_s` of ours from counted bytes and `percent_of_bound`, the share of the measured memory bound's speed.
+
+    Args:
+        benchmark: the fixture of pytest-benchmark; its own statistics are of `ours` alone.
+        ours: the alternative that the others are compared with.
+        others: what a user would otherwise write, by name.
+        memory: the bytes `ours` must move.
+        rounds: turns of each alternative.
+        device: where the memory bound is measured.
+    """
+    alternatives = {"ours": ours, **others}
+    if memory is not None:
+        alternatives["memory bound"] = memory.bound(device)
+    timings = interleave(alternatives, rounds=rounds)
+    ratios = {name: timings[name].ratio(timings["ours"]) for name in others}
+    info = {"ms": {name: timing.median * 1e3 for name, timing in timings.items()}, "ratio": ratios}
+    if memory is not None:
+        info["gb_per_s"] = memory.total / timings["ours"].median / 1e9
+        info["percent_of_bound"] = 100 * timings["memory bound"].ratio(timings["ours"])
+    benchmark.extra_info.update(info)
+    benchmark.pedantic(ours, rounds=5, iterations=1)
+    return ratios
