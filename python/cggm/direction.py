@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cggm_ops import batched_cosine
 
+from .distributed import average_over_ranks_, is_sharded, local, shard_groups, sum_over_shards, whole
 from .policies.base import Balance, Policy, State
 
 if TYPE_CHECKING:
@@ -31,20 +32,44 @@ def rotate_(
         weights: `[M]`, balancing terms `B_i`.
         lam: λ `>= 0`.
     """
-    stacked = torch.stack(list(unimodal)).float().flatten(1)  # [M, D]
-    units = torch.nn.functional.normalize(stacked, dim=1, eps=torch.finfo(torch.float32).tiny)
-    norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+    groups, gradient = shard_groups(gradient), local(gradient)
+    stacked = torch.stack([local(u) for u in unimodal]).float().flatten(1)  # [M, D], or of this shard
+    norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)[None]
+    norms = torch.cat([norm, torch.linalg.vector_norm(stacked, dim=1)])  # [1 + M]
+    if groups:
+        norms = sum_over_shards(norms.double().square(), groups).sqrt().float()
+    units = stacked / norms[1:, None].clamp_min(torch.finfo(torch.float32).tiny)
     pull = (weights @ units).view_as(gradient)
-    gradient.mul_(1 - lam * (weights @ cosines)).add_((lam * norm * pull).to(gradient.dtype))
+    gradient.mul_(1 - lam * (weights @ cosines)).add_((lam * norms[0] * pull).to(gradient.dtype))
+
+
+class _LinearTerm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient.to(weight.dtype))
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return None, upstream.to(gradient.dtype) * gradient, None
 
 
 def linear_term(value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
     """A loss term of the given value whose gradient, with respect to `weight`, is `gradient`.
 
     It reaches the weight through the ordinary backward pass, so that loss scaling, accumulation and gradient
-    reduction treat it like every other part of the loss.
+    reduction treat it like every other part of the loss. The weight itself is not read.
+
+    Raises:
+        RuntimeError: a sharded weight, to which no gradient of the whole can be given.
     """
-    return value + ((weight - weight.detach()) * gradient.detach()).sum()
+    if is_sharded(weight):
+        raise RuntimeError(
+            "this policy's direction needs the head's whole weight after the forward pass: leave the head to "
+            "fully_shard() of the whole model, without a fully_shard() of its own or reshard_after_forward=True"
+        )
+    return _LinearTerm.apply(value.detach(), weight, gradient.detach())
 
 
 def gradient_term(
@@ -52,7 +77,8 @@ def gradient_term(
 ) -> Tensor:
     """The paper's `L_gm = (1/M) Σ_i (|B_i| − B_i cos(∇_{W_Ω} L, ∇_{W_i} L_i))` (equation 9).
 
-    Differentiated through the head's gradient, with respect to the head's weight alone.
+    Differentiated through the head's gradient, with respect to the head's weight alone. The gradients inside are
+    means over all ranks, so that several processes turn the head as one process does on the joined batch.
 
     Args:
         loss: the multimodal loss, 0-dimensional, twice differentiable.
@@ -64,23 +90,26 @@ def gradient_term(
     unimodal = torch.autograd.grad(losses.sum(), list(outputs), retain_graph=True)
     with torch.enable_grad():
         (fusion,) = torch.autograd.grad(loss, head, create_graph=True)
-        cosines = batched_cosine(fusion, unimodal)
-        term = (weights.abs() - weights * cosines).mean()
-        (gradient,) = torch.autograd.grad(term, head, retain_graph=True)
-    return linear_term(term.detach(), head, gradient)
+        means = [fusion.detach().clone(), *(u.to(fusion.dtype, copy=True) for u in unimodal)]
+        average_over_ranks_(means)
+        mean = means[0].requires_grad_()
+        term = (weights.abs() - weights * batched_cosine(mean, means[1:])).mean()
+        (slope,) = torch.autograd.grad(term, mean)
+        (gradient,) = torch.autograd.grad(fusion, head, slope, retain_graph=True)
+    return linear_term(term, head, gradient)
 
 
 def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> State:
     """Value and gradient of the released script's `G = (1/M) (Σ |B_i| − Σ B_i cos(W_i, W_Ω))`, for the next step.
 
     Args:
-        head: weight `[C, H]` of the head, `W_Ω`.
+        head: weight `[C, H]` of the head, `W_Ω`; gathered where it is sharded.
         outputs: the M classifiers' output weights `W_i`.
         weights: `[M]`, balancing terms `B_i`.
     """
     with torch.enable_grad():
-        leaf = head.detach().requires_grad_()
-        cosines = batched_cosine(leaf, [w.detach() for w in outputs])
+        leaf = whole(head.detach()).requires_grad_()
+        cosines = batched_cosine(leaf, [whole(w.detach()) for w in outputs])
         value = (weights.abs() - weights * cosines).mean()
         (gradient,) = torch.autograd.grad(value, leaf)
     return {"direction_value": value.detach(), "direction_gradient": gradient}

@@ -105,49 +105,76 @@ def sum_over_shards(sums: Tensor, groups: Groups) -> Tensor:
 class ClassifierReplicas:
     """Keeps the unimodal classifiers equal on all ranks where nothing else does.
 
-    Whoever wraps the model first decides: `DistributedDataParallel` made after the classifiers were attached
-    counts them among its parameters and reduces their gradients; made before, it does not know them, and they
-    are averaged here. With `fully_shard` they become a sharded module of their own.
+    `DistributedDataParallel` made after the classifiers were attached counts them among its parameters and
+    reduces their gradients; made before, it does not know them, and they are averaged here, in one collective.
+    With `fully_shard` they become a sharded module of their own.
 
     Args:
         model: the user's model as given, in its wrapper or not.
         classifiers: the unimodal classifiers, not attached yet; sharded in place where the model is.
 
     Raises:
-        ValueError: parameters sharded otherwise than by `fully_shard` of the whole model.
+        ValueError: parameters sharded otherwise than by `fully_shard` of the whole model; a process group
+            other than all ranks.
     """
 
     def __init__(self, model: nn.Module, classifiers: nn.Module) -> None:
         self._classifiers = classifiers
-        self._reducer: nn.Module | None = model if isinstance(model, DistributedDataParallel) else None
+        self._handle: Any = None
+        while hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod
+        self._reducer = model if isinstance(model, DistributedDataParallel) else None
+        self._check_reducer()
         self.sharded = any(is_sharded(p) for p in model.parameters())
         if self.sharded:
             _shard(classifiers, model)
 
-    def note_reducer(self, _module: nn.Module, _arguments: tuple) -> None:
-        """Forward pre-hook on the user's model: which DistributedDataParallel is running it."""
-        if not torch.compiler.is_compiling():
-            self._reducer = DistributedDataParallel._get_active_ddp_module() or self._reducer
+    def attach(self, model: nn.Module) -> None:
+        """Find out in every forward pass which reducer runs the user's own module."""
+        if world_size() > 1 and not self.sharded:
+            self._handle = model.register_forward_pre_hook(self._note_reducer)
 
-    @property
-    def _forgotten(self) -> bool:
-        """Whether a reducer is at work that does not know the classifiers."""
-        if not isinstance(self._reducer, DistributedDataParallel):
-            return False
-        known = {id(p) for p in self._reducer._module_parameters}
-        return not all(id(p) in known for p in self._classifiers.parameters())
+    def detach(self) -> None:
+        """Take the hook off again."""
+        if self._handle is not None:
+            self._handle.remove()
 
     @torch.no_grad()
     def start(self) -> None:
         """Give all ranks the first one's values, where DistributedDataParallel has not done so."""
-        if self._forgotten:
+        if self._reducer is not None and not self._known():
             for tensor in (*self._classifiers.parameters(), *self._classifiers.buffers()):
                 dist.broadcast(tensor, 0)
 
     def average_gradients_(self) -> None:
         """Average the classifiers' gradients over the ranks, where DistributedDataParallel has not done so."""
-        if self._forgotten:
+        if self._reducer is not None and not self._known():
             average_over_ranks_([p.grad for p in self._classifiers.parameters() if p.grad is not None])
+
+    def _note_reducer(self, _module: nn.Module, _arguments: tuple) -> None:
+        # Some frameworks hand the bare module out while they run it inside the reducer.
+        active = None if torch.compiler.is_compiling() else DistributedDataParallel._get_active_ddp_module()
+        if active is not None and active is not self._reducer:
+            self._reducer = active
+            self._check_reducer()
+
+    def _known(self) -> bool:
+        known = {id(p) for p in self._reducer._module_parameters}  # type: ignore[union-attr]
+        return all(id(p) in known for p in self._classifiers.parameters())
+
+    def _check_reducer(self) -> None:
+        if self._reducer is None:
+            return
+        if dist.get_world_size(self._reducer.process_group) != world_size():
+            raise ValueError(
+                "model: DistributedDataParallel has a process_group of its own, but scores are summed over all "
+                f"{world_size()} processes; leave process_group out"
+            )
+        if self._reducer.find_unused_parameters and self._known():
+            raise RuntimeError(
+                "DistributedDataParallel(find_unused_parameters=True) takes the attached unimodal classifiers for "
+                "unused, since they run after the model; make it before the optimizer wrapper, or pass False"
+            )
 
 
 def _shard(classifiers: nn.Module, model: nn.Module) -> None:
@@ -161,4 +188,4 @@ def _shard(classifiers: nn.Module, model: nn.Module) -> None:
             "itself over a data mesh of one or two dimensions; tensor parallelism and a model of which only "
             "parts are sharded are not supported: call fully_shard(model) last, before making the optimizer"
         )
-    fully_shard(classifiers, mesh=sharded[0].device_mesh)
+    fully_shard(classifiers, mesh=sharded[0].device_mesh, reshard_after_forward=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
+from .distributed import ClassifierReplicas
 from .modalities import Modalities, find_module, unwrap
 from .policies.base import Application, Policy
 from .responses import Attribution, Responses, split_head
@@ -42,12 +43,13 @@ class MultimodalModel:
         policy: Policy,
         application: Application,
     ) -> None:
-        self._model = _check_model(model)
+        self._model, given = _check_model(model), model
         self._head_path, found = find_module(self._model, head, "head")
         _check_head(found, self._head_path)
         self.modalities = Modalities(self._model, encoders, policy, application)
         named = dict(zip(self.modalities.names, self.modalities.encoders(), strict=True))
         self.classifiers: UnimodalClassifiers = build_classifiers(classifiers, named, found)
+        self.replicas = ClassifierReplicas(given, self.classifiers)
         self.responses: Responses | None = None
         if policy.reads == "responses":
             self.responses = Responses(self._model, self._head_path, self.modalities, policy.permutations)
@@ -118,12 +120,14 @@ class MultimodalModel:
             optimizer.add_param_group(group)
         self._model.add_module(ATTACHED, self.classifiers)
         self.modalities.attach()
+        self.replicas.attach(self._model)
         if self.responses is not None:
             self.responses.attach()
 
     def detach(self, optimizer: Optimizer) -> None:
         """Undo `attach`: the model is as it was before, with what it has learnt."""
         self.modalities.detach()
+        self.replicas.detach()
         if self.responses is not None:
             self.responses.detach()
         delattr(self._model, ATTACHED)

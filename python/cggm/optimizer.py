@@ -142,7 +142,9 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         """
         check_loss(loss)
         policy = self._pending.policy
-        fit = self._fresh and world_size() == 1
+        if self._fresh:
+            self._model.replicas.start()
+        fit = self._fresh and world_size() == 1 and not self._model.replicas.sharded
         assessed = assess(self._model, policy, self.task, target, fit=fit)
         self._fresh = False
         self._model.forget()
@@ -169,13 +171,17 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             return
         owned = self._model.modalities.with_gradients(self._pending.backward_ran)
         policy, balance = self._pending.policy, self._pending.balance
+        self._model.replicas.average_gradients_()
         heads = self._model.head_gradients()
         measured = modulate_gradients_(owned, policy, self.application, balance.coefficients, heads)
         measured |= {"scores": self._pending.scores, "coefficients": balance.coefficients, **self._figures}
         self._pending.remember(direction.turn_(policy, self._model, balance, measured["cosines"]))
-        self.statistics = Statistics(
-            measured, grad_norms=partial(gradient_norms, owned, balance.coefficients)
-        )
+        norms = partial(gradient_norms, owned, balance.coefficients)
+        if (
+            self._model.replicas.sharded
+        ):  # a collective: on every rank, now, not where a rank happens to read it
+            measured.setdefault("grad_norms", norms())
+        self.statistics = Statistics(measured, grad_norms=norms)
         self._pending.modulated = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
