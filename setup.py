@@ -87,7 +87,7 @@ def extension() -> dict:
 
 
 setup(
-    packages=["cggm_ops", *find_packages("python")],
+    packages=[*find_packages(include=["cggm_ops*"]), *find_packages("python")],
     package_dir={"": "python", "cggm_ops": "cggm_ops"},
     package_data={"cggm.experiments": ["data/*"]},
     **extension(),

@@ -1,7 +1,7 @@
 """Custom operators for gradient modulation on PyTorch: a public function, a definition and kernels for each."""
 
 from cggm_ops import reference
-from cggm_ops.backend import backend, build_info, missing_reason
+from cggm_ops.backend import backend, build_info, missing_reason, use_backend
 from cggm_ops.ops import batched_cosine, modulate_, scale_
 from cggm_ops.optimizers import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
 from cggm_ops.segments import segment_combine_, segment_gram
@@ -21,4 +21,5 @@ __all__ = [
     "segment_combine_",
     "segment_gram",
     "sgd_",
+    "use_backend",
 ]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
+
+from cggm_ops import schema
 
 if importlib.util.find_spec("cggm_ops._C") is None:
     _extension = None
@@ -19,8 +26,15 @@ else:
     _reason = None
 
 
+_has_triton = importlib.util.find_spec("triton") is not None
+_forced: dict[str, str] = {}  # by type of device
+
+
 def backend(device: str | torch.device = "cpu") -> str:
-    """Name the implementation that serves tensors on `device`: "compiled" or "reference".
+    """Name the implementation that serves tensors on `device`: "compiled", "triton" or "reference".
+
+    On the CPU it is the compiled one where the extension is there. On CUDA it is the compiled one where the extension was
+    built with nvcc, else Triton where that can be imported. Else, and on all other devices, it is the reference.
 
     Args:
         device: a device, or its name such as "cpu" or "cuda:0".
@@ -32,7 +46,82 @@ def backend(device: str | torch.device = "cpu") -> str:
         >>> backend("cpu") in ("compiled", "reference")
         True
     """
-    return "compiled" if _extension is not None and torch.device(device).type == "cpu" else "reference"
+    kind = torch.device(device).type
+    return _forced.get(kind) or _default(kind)
+
+
+@contextlib.contextmanager
+def use_backend(name: Literal["reference", "triton", "compiled"]) -> Iterator[None]:
+    """Force one implementation of all operators, for tests and benchmarks: in all threads, until the block ends.
+
+    Args:
+        name: "compiled" and "reference" serve CPU and CUDA tensors alike. "triton" serves CUDA tensors; it serves
+            CPU tensors, too, in a process that was started with the environment variable TRITON_INTERPRET=1.
+
+    Raises:
+        ValueError: `name` is none of the three.
+        RuntimeError: the implementation is not installed, or another one is being forced.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     backend("cpu")
+        'reference'
+    """
+    if name not in ("reference", "triton", "compiled"):
+        raise ValueError(f'name must be "reference", "triton" or "compiled", found {name!r}')
+    if _forced:
+        raise RuntimeError("a backend is being forced already: end that block first")
+    kinds = _kinds(name)
+    library = torch.library.Library(schema.NAMESPACE, "IMPL")
+    try:
+        for kind in kinds:
+            if _default(kind) != name:
+                _register(library, name, kind)
+            _forced[kind] = name
+        yield
+    finally:
+        _forced.clear()
+        library._destroy()
+
+
+def _kinds(name: str) -> list[str]:
+    """Types of devices that a forced implementation serves."""
+    if name == "compiled":
+        if _extension is None:
+            raise RuntimeError(f"there are no compiled kernels: {_reason}")
+        return [kind for kind in ("cpu", "cuda") if _default(kind) == name]
+    if name == "triton":
+        if not _has_triton:
+            raise RuntimeError("Triton is not installed: pip install triton")
+        return ["cpu", "cuda"] if os.environ.get("TRITON_INTERPRET") == "1" else ["cuda"]
+    return ["cpu", "cuda"]
+
+
+def _default(kind: str) -> str:
+    if kind in ("cpu", "cuda") and _extension is not None:
+        if kind == "cpu" or _extension.build_info()["cuda"] is not None:
+            return "compiled"
+    return "triton" if kind == "cuda" and _has_triton else "reference"
+
+
+def _register(library: torch.library.Library, name: str, kind: str) -> None:
+    """Put an implementation in Python in the place of the one for a type of device."""
+    for op, definition in schema.DEFINITIONS.items():
+        function = definition if name == "reference" else _in_triton(op)
+        with warnings.catch_warnings():  # replacing what is there is the purpose
+            warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+            library.impl(op, function, kind.upper())
+
+
+def _in_triton(op: str) -> Callable[..., Any]:
+    """One operator in Triton, which is imported when the operator is first called."""
+
+    def call(*arguments: Any) -> Any:
+        from cggm_ops import triton
+
+        return getattr(triton, op)(*arguments)
+
+    return call
 
 
 def build_info() -> dict[str, object] | None:
@@ -60,3 +149,8 @@ def missing_reason() -> str | None:
         True
     """
     return _reason
+
+
+if _default("cuda") == "triton":
+    _library = torch.library.Library(schema.NAMESPACE, "IMPL")
+    _register(_library, "triton", "cuda")

@@ -15,12 +15,14 @@ from torch import Tensor
 from cggm_ops import reference, reference_optimizers
 
 NAMESPACE = "cggm_ops"
+DEFINITIONS: dict[str, Callable[..., Any]] = {}  # the default implementation of each operator
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def _define(schema: str, default: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define one operator with its default implementation and its fake; return the overload to call."""
     name = schema.split("(", 1)[0]
+    DEFINITIONS[name] = default
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, default, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)

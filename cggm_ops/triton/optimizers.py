@@ -1,0 +1,243 @@
+"""adamw_ and sgd_ in Triton."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cggm_ops import checks
+from cggm_ops.checks_optimizers import check_step, check_steps
+from cggm_ops.triton import tables
+from cggm_ops.triton.tables import CHUNK, ELEMENTS, OPTIONS, read, write
+
+
+@triton.jit
+def factor(scale, stride, modality, IS_GIVEN: tl.constexpr):  # noqa: ANN001, ANN201
+    """What a tensor of a modality is multiplied by, in float64."""
+    value = tl.full((), 1.0, tl.float64)
+    if IS_GIVEN:
+        value = tl.load(scale + modality * stride, mask=modality >= 0, other=1.0).to(tl.float64)
+    return value
+
+
+@triton.jit
+def is_skipped(found_inf, IS_GIVEN: tl.constexpr):  # noqa: ANN001, ANN201
+    """Whether the step must change nothing."""
+    value = tl.full((), 0.0, tl.float32)
+    if IS_GIVEN:
+        value = tl.load(found_inf)
+    return value != 0.0
+
+
+@triton.jit
+def adamw_kernel(  # noqa: ANN201
+    table,  # noqa: ANN001 [chunks, 4 + COLUMNS]: param, grad, exp_avg, exp_avg_sq
+    counts,  # noqa: ANN001 [S]: steps after this one, float64
+    grad_scale,  # noqa: ANN001
+    grad_stride,  # noqa: ANN001
+    update_scale,  # noqa: ANN001
+    update_stride,  # noqa: ANN001
+    found_inf,  # noqa: ANN001
+    settings,  # noqa: ANN001 [7], float64: see adamw_
+    HAS_GRAD_SCALE: tl.constexpr,
+    HAS_UPDATE_SCALE: tl.constexpr,
+    HAS_FOUND_INF: tl.constexpr,
+    DECOUPLED: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    ARITHMETIC: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """One step of AdamW or Adam over one chunk."""
+    row = table + tl.program_id(0) * 9
+    count, is_fast, position, modality = (
+        tl.load(row + 4),
+        tl.load(row + 5),
+        tl.load(row + 6),
+        tl.load(row + 7),
+    )
+    if is_skipped(found_inf, HAS_FOUND_INF):
+        return
+    rate = tl.load(settings) * factor(update_scale, update_stride, modality, HAS_UPDATE_SCALE)
+    weight_decay, eps = tl.load(settings + 3), tl.load(settings + 2).to(ARITHMETIC)
+    steps = tl.load(counts + position)
+    root2 = tl.sqrt(1.0 - tl.exp(steps * tl.load(settings + 6))).to(ARITHMETIC)
+    step_size = (rate / (1.0 - tl.exp(steps * tl.load(settings + 5)))).to(ARITHMETIC)
+    scale = factor(grad_scale, grad_stride, modality, HAS_GRAD_SCALE) * tl.load(settings + 4)
+    beta1, beta2 = tl.load(settings + 1), tl.load(settings + 7)
+
+    offsets = tl.arange(0, CHUNK)
+    param, exp_avg, exp_avg_sq = tl.load(row), tl.load(row + 2), tl.load(row + 3)
+    p = read(param, offsets, count, is_fast, ELEMENT).to(ARITHMETIC)
+    g = read(tl.load(row + 1), offsets, count, is_fast, ELEMENT).to(ARITHMETIC) * scale.to(ARITHMETIC)
+    m = read(exp_avg, offsets, count, is_fast, ELEMENT).to(ARITHMETIC)
+    v = read(exp_avg_sq, offsets, count, is_fast, ELEMENT).to(ARITHMETIC)
+    if DECOUPLED:
+        p_decayed = p * (1.0 - rate * weight_decay).to(ARITHMETIC)
+    else:
+        g = g + p * weight_decay.to(ARITHMETIC)
+        p_decayed = p
+    m = m + (g - m) * (1.0 - beta1).to(ARITHMETIC)
+    v = v * beta2.to(ARITHMETIC) + g * g * (1.0 - beta2).to(ARITHMETIC)
+    p = p_decayed - step_size * (m / (tl.sqrt(v) / root2 + eps))
+    write(param, offsets, count, is_fast, p.to(ELEMENT), ELEMENT)
+    write(exp_avg, offsets, count, is_fast, m.to(ELEMENT), ELEMENT)
+    write(exp_avg_sq, offsets, count, is_fast, v.to(ELEMENT), ELEMENT)
+
+
+@triton.jit
+def sgd_kernel(  # noqa: ANN201
+    table,  # noqa: ANN001 [chunks, 3 + COLUMNS]: param, grad, buffer (the parameter again without momentum)
+    grad_scale,  # noqa: ANN001
+    grad_stride,  # noqa: ANN001
+    update_scale,  # noqa: ANN001
+    update_stride,  # noqa: ANN001
+    found_inf,  # noqa: ANN001
+    settings,  # noqa: ANN001 [5], float64: see sgd_
+    HAS_GRAD_SCALE: tl.constexpr,
+    HAS_UPDATE_SCALE: tl.constexpr,
+    HAS_FOUND_INF: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    FIRST: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    ARITHMETIC: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """One step of SGD over one chunk."""
+    row = table + tl.program_id(0) * 8
+    count, is_fast, modality = tl.load(row + 3), tl.load(row + 4), tl.load(row + 6)
+    if is_skipped(found_inf, HAS_FOUND_INF):
+        return
+    rate = tl.load(settings) * factor(update_scale, update_stride, modality, HAS_UPDATE_SCALE)
+    scale = factor(grad_scale, grad_stride, modality, HAS_GRAD_SCALE) * tl.load(settings + 4)
+    momentum = tl.load(settings + 1).to(ARITHMETIC)
+    offsets = tl.arange(0, CHUNK)
+    param, buffer = tl.load(row), tl.load(row + 2)
+    p = read(param, offsets, count, is_fast, ELEMENT).to(ARITHMETIC)
+    g = read(tl.load(row + 1), offsets, count, is_fast, ELEMENT).to(ARITHMETIC) * scale.to(ARITHMETIC)
+    g = g + p * tl.load(settings + 3).to(ARITHMETIC)
+    if HAS_MOMENTUM:
+        if FIRST:
+            b = g
+        else:
+            b = read(buffer, offsets, count, is_fast, ELEMENT).to(ARITHMETIC) * momentum
+            b = b + g * (1.0 - tl.load(settings + 2)).to(ARITHMETIC)
+        write(buffer, offsets, count, is_fast, b.to(ELEMENT), ELEMENT)
+        if NESTEROV:
+            g = g + b * momentum
+        else:
+            g = b
+    write(param, offsets, count, is_fast, (p - rate.to(ARITHMETIC) * g).to(ELEMENT), ELEMENT)
+
+
+def adamw_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    owner: Sequence[int],
+    grad_scale: Tensor | None,
+    update_scale: Tensor | None,
+    found_inf: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """One step of AdamW (`decoupled`) or Adam on the modulated gradients."""
+    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    check_step(params, grads, states, owner, grad_scale, update_scale, found_inf)
+    check_steps(params, steps, found_inf)
+    if not params:
+        return
+    device = params[0].device
+    applied = 1.0 if found_inf is None else (found_inf.reshape(()) == 0).to(torch.float32)
+    torch._foreach_add_(list(steps), applied)
+    counts = torch.stack([step.reshape(()).double() for step in steps])
+    counts = tables.to_device(counts, device) if counts.device != device else counts
+    sign = -1.0 if maximize else 1.0
+    logs = (_log(beta1), _log(beta2))
+    settings = _settings((lr, beta1, eps, weight_decay, sign, *logs, beta2), device)
+    grads = [tables.laid_out_like(grad, param) for grad, param in zip(grads, params, strict=True)]
+    scales = _scale_arguments(grad_scale, update_scale, found_inf, settings)
+    given = [tensor is not None for tensor in (grad_scale, update_scale, found_inf)]
+    lists = (params, grads, exp_avgs, exp_avg_sqs)
+    for dtype, table in _launches(lists, owner, device):
+        element, arithmetic = ELEMENTS[dtype], tables.arithmetic(dtype)
+        adamw_kernel[(len(table),)](
+            table, counts, *scales, settings, *given, decoupled, element, arithmetic, CHUNK, **OPTIONS
+        )
+
+
+def sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    owner: Sequence[int],
+    grad_scale: Tensor | None,
+    update_scale: Tensor | None,
+    found_inf: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+) -> None:
+    """One step of SGD on the modulated gradients; `first`: the buffers hold nothing yet."""
+    states = {"momentum_buffers": momentum_buffers} if momentum != 0 else {}
+    check_step(params, grads, states, owner, grad_scale, update_scale, found_inf)
+    if not params:
+        return
+    device = params[0].device
+    settings = _settings((lr, momentum, dampening, weight_decay, -1.0 if maximize else 1.0), device)
+    grads = [tables.laid_out_like(grad, param) for grad, param in zip(grads, params, strict=True)]
+    scales = _scale_arguments(grad_scale, update_scale, found_inf, settings)
+    given = [tensor is not None for tensor in (grad_scale, update_scale, found_inf)]
+    lists = (params, grads, momentum_buffers if momentum != 0 else params)
+    rule = (momentum != 0, nesterov, first)
+    for dtype, table in _launches(lists, owner, device):
+        element, arithmetic = ELEMENTS[dtype], tables.arithmetic(dtype)
+        sgd_kernel[(len(table),)](
+            table, *scales, settings, *given, *rule, element, arithmetic, CHUNK, **OPTIONS
+        )
+
+
+def _launches(
+    lists: Sequence[Sequence[Tensor]], owner: Sequence[int], device: torch.device
+) -> list[tuple[torch.dtype, Tensor]]:
+    """One table per dtype that occurs with any elements."""
+    groups = tables.entries(lists, owner or [-1] * len(lists[0])).items()
+    launches = [(dtype, tables.chunk_table(tuple(group), 0, dtype.itemsize, device)) for dtype, group in groups]
+    return [(dtype, table) for dtype, table in launches if len(table)]
+
+
+def _scale_arguments(
+    grad_scale: Tensor | None, update_scale: Tensor | None, found_inf: Tensor | None, unused: Tensor
+) -> list[Tensor | int]:
+    """Each scale and its stride, then found_inf; another tensor stands in for what is not given."""
+    arguments: list[Tensor | int] = []
+    for scale in (grad_scale, update_scale):
+        arguments += [unused, 0] if scale is None else [scale, scale.stride(0)]
+    return [*arguments, unused if found_inf is None else found_inf]
+
+
+def _log(beta: float) -> float:
+    return math.log(beta) if beta > 0 else -math.inf
+
+
+@functools.lru_cache(maxsize=64)
+def _settings(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Hyper-parameters in float64: Triton would pass numbers in float32."""
+    return tables.to_device(torch.tensor(values, dtype=torch.float64), device)

@@ -1,0 +1,101 @@
+"""Tables that tell each program of a launch its chunk of memory, and the parts that all kernels share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHUNK = 4096  # elements of each tensor that a program works on
+SUM_BLOCK = 1024  # partial sums that are added at a time
+ALIGNMENT = 16  # bytes of the widest access
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+ELEMENTS = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float64: tl.float64,
+}
+
+# Columns of a table behind those of the addresses: elements in the chunk, whether it is full and all its addresses are
+# aligned, the tensor's position, its modality, and the place of the chunk's sum.
+COLUMNS = 5
+
+Entry = tuple[tuple[int, ...], int, int, int]  # addresses, elements, position, modality
+
+
+def arithmetic(dtype: torch.dtype) -> tl.dtype:
+    """Return the type that products of elements are taken in."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def entries(lists: Sequence[Sequence[Tensor]], owner: Sequence[int]) -> dict[torch.dtype, list[Entry]]:
+    """Group the tensors at each position of several lists by their dtype: Triton compiles for one dtype at a time."""
+    groups: dict[torch.dtype, list[Entry]] = {}
+    for position, (modality, *tensors) in enumerate(zip(owner, *lists, strict=True)):
+        addresses = tuple(tensor.data_ptr() for tensor in tensors)
+        entry = (addresses, tensors[0].numel(), position, modality)
+        groups.setdefault(tensors[0].dtype, []).append(entry)
+    return groups
+
+
+@functools.lru_cache(maxsize=64)
+def chunk_table(entries: tuple[Entry, ...], first_sum: int, size: int, device: torch.device) -> Tensor:
+    """Cut tensors into chunks: [chunks, addresses + COLUMNS], on the device; kept while the addresses stay the same.
+
+    A CUDA graph that was captured with a table needs it as long as it is replayed: 64 tables are kept.
+    """
+    rows = []
+    for addresses, numel, position, modality in entries:
+        is_aligned = all(address % ALIGNMENT == 0 for address in addresses)
+        for start in range(0, numel, CHUNK):
+            count = min(CHUNK, numel - start)
+            moved = (address + start * size for address in addresses)
+            is_fast = int(is_aligned and count == CHUNK)
+            rows.append((*moved, count, is_fast, position, modality, first_sum + len(rows)))
+    return to_device(torch.tensor(rows, dtype=torch.int64), device)
+
+
+def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor, or a copy whose elements lie in memory as those of a dense one do."""
+    return tensor if tensor.stride() == like.stride() else torch.empty_like(like).copy_(tensor)
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+@triton.jit
+def read(address, offsets, count, is_fast, ELEMENT: tl.constexpr):  # noqa: ANN001, ANN201
+    """Read a chunk, zeros beyond its end. Full chunks have no mask, which would keep accesses from being 128 bits wide."""
+    if is_fast:
+        values = tl.load(tl.multiple_of(address, 16).to(tl.pointer_type(ELEMENT)) + offsets)
+    else:
+        values = tl.load(address.to(tl.pointer_type(ELEMENT)) + offsets, mask=offsets < count, other=0.0)
+    return values
+
+
+@triton.jit
+def write(address, offsets, count, is_fast, values, ELEMENT: tl.constexpr):  # noqa: ANN001, ANN201
+    """Write a chunk, nothing beyond its end."""
+    if is_fast:
+        tl.store(tl.multiple_of(address, 16).to(tl.pointer_type(ELEMENT)) + offsets, values)
+    else:
+        tl.store(address.to(tl.pointer_type(ELEMENT)) + offsets, values, mask=offsets < count)
+
+
+@triton.jit
+def sum_columns(pointer, count, BLOCK: tl.constexpr):  # noqa: ANN001, ANN201
+    """Sum `count` numbers in a fixed order."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    offsets = tl.arange(0, BLOCK)
+    start = 0
+    while start < count:
+        total += tl.load(pointer + start + offsets, mask=start + offsets < count, other=0.0)
+        start += BLOCK
+    return tl.sum(total)
