@@ -1,15 +1,19 @@
 """Balanced multimodal training: a drop-in optimizer wrapper that keeps every modality learning."""
 
 from .optimizer import CGGMOptimizerWrapper
-from .policies import CGGM, Policy, UnimodalLosses
+from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
+from .segmentation import Segmentation
 from .tasks import Classification, Regression, Task
 
 __all__ = [
     "CGGM",
     "CGGMOptimizerWrapper",
     "Classification",
+    "ModalityDropout",
+    "NormEqualization",
     "Policy",
     "Regression",
+    "Segmentation",
     "Task",
     "UnimodalLosses",
 ]

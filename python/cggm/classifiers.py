@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .map_classifier import UnimodalMapClassifier
+
 #: The name of the submodule that holds the classifiers on the user's model.
 ATTACHED = "unimodal_classifiers"
 
@@ -108,8 +110,9 @@ class UnimodalClassifiers(nn.Module):
 
 
 def _run(name: str, classifier: nn.Module, features: Tensor, fit: bool) -> Tensor:
-    if isinstance(classifier, UnimodalClassifier):
-        width = features.shape[1] if features.ndim > 3 else features.shape[-1]
+    if isinstance(classifier, (UnimodalClassifier, UnimodalMapClassifier)):
+        channels_first = features.ndim > 3 or isinstance(classifier, UnimodalMapClassifier)
+        width = features.shape[1] if channels_first else features.shape[-1]
         if width != classifier.width:
             if not fit:
                 raise ValueError(
@@ -186,9 +189,12 @@ def build_classifiers(
 
 
 def _default(name: str, width: int | None, encoder: nn.Module, head: nn.Module, attention: bool) -> nn.Module:
+    if isinstance(head, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and head.groups == 1 and not attention:
+        return UnimodalMapClassifier(width or feature_width(encoder) or head.in_channels, head)
     if not isinstance(head, nn.Linear):
         raise ValueError(
-            f"classifiers: no default for a head of type {type(head).__name__} (nn.Linear has one); pass "
+            f"classifiers: no default for a head of type {type(head).__name__} (nn.Linear and convolutions of one "
+            "group have one, 'attention' needs nn.Linear); pass "
             f"classifiers={{{name!r}: module, ...}} whose output layer has the head's weight shape"
         )
     return UnimodalClassifier(width or feature_width(encoder) or head.in_features, head, attention=attention)

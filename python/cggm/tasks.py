@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +17,9 @@ class Task(Protocol):
 
     Both return a 0-dimensional tensor on the output's device, the mean over the batch, without a host
     synchronisation. The score is "higher is better" and carries no gradient.
+
+    A third one, `confidence(output, target) -> [B]`, may tell the probability that the output gives to the truth, per
+    sample. OGM-GE and AGM compare confidences; where there is none, they take `exp(−loss)`.
     """
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -26,7 +31,8 @@ class Task(Protocol):
         ...
 
 
-def _check_batch(output: Tensor, target: Tensor) -> None:
+def check_batch(output: Tensor, target: Tensor) -> None:
+    """Raise a ValueError unless output and target hold equally many samples."""
     if target.ndim == 0 or target.shape[0] != output.shape[0]:
         raise ValueError(
             f"target must have one row per sample: the classifier's output is {list(output.shape)}, "
@@ -52,7 +58,7 @@ class Classification:
     label_smoothing: float = 0.0
 
     def _check(self, output: Tensor, target: Tensor) -> None:
-        _check_batch(output, target)
+        check_batch(output, target)
         indices = target.ndim == 1 and not target.is_floating_point()
         probabilities = target.shape == output.shape and target.is_floating_point()
         if not indices and not probabilities:
@@ -81,6 +87,68 @@ class Classification:
         target = target.argmax(-1) if target.is_floating_point() else target
         return (output.argmax(-1) == target).float().mean()
 
+    def confidence(self, output: Tensor, target: Tensor) -> Tensor:
+        """Probability `[B]` of the true class; with class probabilities, the expected one.
+
+        Raises:
+            ValueError: a target that fits neither form.
+        """
+        self._check(output, target)
+        probabilities = output.float().softmax(-1)
+        if target.is_floating_point():
+            return (probabilities * target).sum(-1)
+        return probabilities.gather(-1, target[:, None])[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel:
+    """Any number of labels per sample: binary cross entropy, and the F1 score over all labels as the metric.
+
+    Outputs are logits `[B, C]`; targets `[B, C]` hold 0 and 1, or probabilities, in any dtype.
+
+    >>> task = MultiLabel()
+    >>> logits, target = torch.tensor([[2.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [0, 1]])
+    >>> task.score(logits, target)                              # two labels found, one too many: 4 / (4 + 1)
+    tensor(0.8000)
+    """
+
+    def _target(self, output: Tensor, target: Tensor) -> Tensor:
+        check_batch(output, target)
+        if target.shape != output.shape:
+            raise ValueError(
+                f"target must hold 0 or 1 for each label, {list(output.shape)}, got {list(target.shape)}"
+            )
+        return target.to(output.dtype)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Binary cross entropy, mean over samples and labels.
+
+        Raises:
+            ValueError: a target of another shape.
+        """
+        return F.binary_cross_entropy_with_logits(output, self._target(output, target))
+
+    def score(self, output: Tensor, target: Tensor) -> Tensor:
+        """`2 TP / (2 TP + FP + FN)` in `[0, 1]`, counted over all samples and labels; 1 where there is none.
+
+        Raises:
+            ValueError: a target of another shape.
+        """
+        found, true = output.detach() > 0, self._target(output, target) > 0.5
+        wrong = (found != true).sum()
+        twice = 2 * (found & true).sum()
+        return torch.where(twice + wrong > 0, twice / (twice + wrong).clamp_min(1), 1.0)
+
+    def confidence(self, output: Tensor, target: Tensor) -> Tensor:
+        """Probability `[B]` of the true answers, mean over the labels.
+
+        Raises:
+            ValueError: a target of another shape.
+        """
+        true = self._target(output, target).float()
+        positive = output.float().sigmoid()
+        return (true * positive + (1 - true) * (1 - positive)).mean(-1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Regression:
@@ -90,19 +158,21 @@ class Regression:
 
     Args:
         kind: `"l1"` or `"mse"`.
+        metric: another score of outputs and targets of one shape: 0-dimensional, higher is better.
 
     >>> Regression().score(torch.tensor([[1.0], [3.0]]), torch.tensor([2.0, 2.0]))
     tensor(-1.)
     """
 
     kind: Literal["l1", "mse"] = "l1"
+    metric: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("l1", "mse"):
             raise ValueError(f"kind must be 'l1' or 'mse', got {self.kind!r}")
 
     def _target(self, output: Tensor, target: Tensor) -> Tensor:
-        _check_batch(output, target)
+        check_batch(output, target)
         if target.numel() != output.numel():
             raise ValueError(
                 f"target must have as many elements as the output {list(output.shape)}, got {list(target.shape)}"
@@ -119,28 +189,36 @@ class Regression:
         return function(output, self._target(output, target))
 
     def score(self, output: Tensor, target: Tensor) -> Tensor:
-        """Negative mean absolute error, `<= 0`.
+        """Negative mean absolute error, `<= 0`, or the user's metric.
 
         Raises:
             ValueError: a target with another number of elements.
         """
-        return -F.l1_loss(output.detach(), self._target(output, target))
+        output, target = output.detach(), self._target(output, target)
+        return -F.l1_loss(output, target) if self.metric is None else self.metric(output, target)
 
 
 def find_task(task: str | Task) -> Task:
-    """`"classification"`, `"regression"` or a `Task` of one's own.
+    """`"classification"`, `"regression"`, `"segmentation"`, `"multi-label"` or a `Task` of one's own.
 
     Raises:
         ValueError: another name.
         TypeError: neither a name nor an object with `loss` and `score`.
 
-    >>> find_task("regression")
-    Regression(kind='l1')
+    >>> find_task("multi-label")
+    MultiLabel()
     """
-    named = {"classification": Classification, "regression": Regression}
+    from .segmentation import Segmentation
+
+    named = {
+        "classification": Classification,
+        "regression": Regression,
+        "segmentation": Segmentation,
+        "multi-label": MultiLabel,
+    }
     if isinstance(task, str):
         if task not in named:
-            raise ValueError(f"task must be one of {sorted(named)} or a Task of your own, got {task!r}")
+            raise ValueError(f"task must be one of {list(named)} or a Task of your own, got {task!r}")
         return named[task]()
     if not isinstance(task, Task):
         raise TypeError(f"task must have the two functions loss and score, got {type(task).__name__}")
