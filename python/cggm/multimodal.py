@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
 from .distributed import ClassifierReplicas
+from .head_split import HeadSplit
 from .modalities import Modalities, find_module, unwrap
 from .policies.base import Application, Policy
-from .responses import Attribution, Responses, split_head
+from .responses import Attribution, Responses
 
 
 class MultimodalModel:
@@ -50,9 +51,11 @@ class MultimodalModel:
         named = dict(zip(self.modalities.names, self.modalities.encoders(), strict=True))
         self.classifiers: UnimodalClassifiers = build_classifiers(classifiers, named, found)
         self.replicas = ClassifierReplicas(given, self.classifiers)
-        self.responses: Responses | None = None
+        self.responses: Responses | HeadSplit | None = None
         if policy.reads == "responses":
             self.responses = Responses(self._model, self._head_path, self.modalities, policy.permutations)
+        elif policy.reads == "head":
+            self.responses = HeadSplit(self._model, self._head_path)
 
     @property
     def head_weight(self) -> Tensor:
@@ -70,9 +73,8 @@ class MultimodalModel:
 
     def attribute(self, policy: Policy) -> Attribution | None:
         """Shapley values of the forward pass just made, where the policy reads them."""
-        if policy.reads != "responses" or self.responses is None:
-            return None
-        return self.responses.attribute()
+        reads = policy.reads == "responses" and isinstance(self.responses, Responses)
+        return self.responses.attribute() if reads else None
 
     def compared(
         self,
@@ -84,8 +86,8 @@ class MultimodalModel:
         """The M outputs that the policy scores, outside of autograd: the classifiers' or what it reads instead."""
         if attribution is not None:
             return attribution.responses()
-        if policy.reads == "head":
-            return split_head(features, self._model.get_submodule(self._head_path))
+        if policy.reads == "head" and isinstance(self.responses, HeadSplit):
+            return self.responses.split(features)
         return [output.detach() for output in outputs]
 
     def forget(self) -> None:

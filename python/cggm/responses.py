@@ -16,44 +16,6 @@ if TYPE_CHECKING:
     from .modalities import Modalities
 
 
-def split_head(features: Sequence[Tensor], head: nn.Module) -> list[Tensor]:
-    """Each modality's share of the output of a linear head on concatenated features.
-
-    `o_i = z_i W_iᵀ + b / M`, where `W_i` are the columns of the head's weight that modality i meets.
-
-    Args:
-        features: M tensors `[B, width_i]`, in the order in which the model concatenates them.
-        head: the fusion's output layer, an `nn.Linear` of `Σ width_i` inputs.
-
-    Returns:
-        M tensors `[B, C]`, outside of autograd, that add up to the head's output.
-
-    Raises:
-        ValueError: a head of another kind or width.
-
-    >>> head = nn.Linear(5, 3)
-    >>> one, other = torch.randn(4, 2), torch.randn(4, 3)
-    >>> bool(torch.allclose(sum(split_head([one, other], head)), head(torch.cat([one, other], 1)), atol=1e-5))
-    True
-    """
-    widths = [x.shape[-1] for x in features]
-    if (
-        not isinstance(head, nn.Linear)
-        or sum(widths) != head.in_features
-        or any(x.ndim != 2 for x in features)
-    ):
-        raise ValueError(
-            f"the head cannot be split: it must be an nn.Linear on the concatenated features {widths}, found "
-            f"{head} on features {[list(x.shape) for x in features]}; with any other fusion let the unimodal "
-            "classifiers tell the confidences, OGMGE(split_head=False)"
-        )
-    share = None if head.bias is None else head.bias.detach() / len(features)
-    columns = head.weight.detach().split(widths, 1)
-    return [
-        nn.functional.linear(x.detach().to(w.dtype), w, share) for x, w in zip(features, columns, strict=True)
-    ]
-
-
 class Responses:
     """Runs the fusion again with some modalities' features zeroed; the encoders themselves run once.
 

@@ -47,11 +47,11 @@ class NormEqualization(Policy):
         """`m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`; not finite where one of the gradients is not."""
         if unimodal is None:
             return multimodal
-        norms = norm(multimodal), norm(unimodal)
-        larger = torch.maximum(*norms)
-        smallest = torch.finfo(larger.dtype).tiny
-        return weighted_sum(
-            multimodal,
-            unimodal,
-            (larger / norms[0].clamp_min(smallest), larger / norms[1].clamp_min(smallest)),
-        )
+        one, other = norm(multimodal), norm(unimodal)
+        larger = torch.maximum(one, other)
+        return weighted_sum(multimodal, unimodal, (_ratio(larger, one), _ratio(larger, other)))
+
+
+def _ratio(larger: Tensor, norm: Tensor) -> Tensor:
+    """`larger / norm`, bounded; 1 where the norm is 0, since there is nothing to raise then."""
+    return torch.where(norm > 0, larger / torch.maximum(norm, larger * 1e-30), torch.ones_like(norm))

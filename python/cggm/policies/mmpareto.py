@@ -32,7 +32,7 @@ def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tens
     return torch.where(product > 0, torch.full_like(inside, 0.5), shortest)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MMPareto(Policy):
     """Combines each encoder's multimodal and unimodal gradient so that neither is worked against.
 
@@ -80,7 +80,7 @@ def _raise(wanted: Tensor, present: Tensor) -> Tensor:
     return (wanted / torch.maximum(present, floor)).clamp_min(1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FeaturePareto(Policy):
     """MMPareto's rule on the gradients that enter an encoder at its output: one backward pass instead of two.
 

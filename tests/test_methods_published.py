@@ -1,0 +1,205 @@
+"""OGM-GE, AGM and MMPareto against plain re-statements of their released arithmetic, step by step."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cggm.policies import AGM, OGMGE, MMPareto
+from helpers import batches, flat, small_model, wrap
+
+LR, STEPS = 0.1, 14
+TWO, THREE = ("audio", "image"), ("audio", "image", "text")
+
+
+def make_classifiers(modalities, seed=3):
+    torch.manual_seed(seed)
+    return nn.ModuleDict({m: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for m in modalities})
+
+
+def sgd(*modules):
+    return torch.optim.SGD([p for module in modules for p in module.parameters()], lr=LR, momentum=0.9)
+
+
+def encode(model, inputs):
+    return [model.encoders[m](x) for m, x in zip(model.modalities, inputs, strict=True)]
+
+
+def fuse(model, features):
+    return model.head(model.fusion(torch.cat([f.relu() for f in features], 1)).relu())
+
+
+def ogm_by_hand(model, classifiers, alpha):
+    optimizer = sgd(model, classifiers)
+    for inputs, target in batches(STEPS, model.modalities):
+        features = encode(model, inputs)
+        outputs = [classifiers[m](f.detach()) for m, f in zip(model.modalities, features, strict=True)]
+        scores = [sum(o.softmax(1)[b, y].item() for b, y in enumerate(target)) for o in outputs]
+        optimizer.zero_grad()
+        (
+            F.cross_entropy(fuse(model, features), target) + sum(F.cross_entropy(o, target) for o in outputs)
+        ).backward()
+        for i, modality in enumerate(model.modalities):
+            others = [s for j, s in enumerate(scores) if j != i]
+            ratio = scores[i] / (sum(others) / len(others))
+            for parameter in model.encoders[modality].parameters():
+                parameter.grad *= 1 - math.tanh(alpha * ratio) if ratio > 1 else 1.0
+        optimizer.step()
+        yield flat(model)
+
+
+def agm_by_hand(model, classifiers, alpha):
+    """Two modalities as released; three by the mean over all orders in which they can join."""
+    optimizer, means, modalities = sgd(model), None, len(model.modalities)
+    for step, (inputs, target) in enumerate(batches(STEPS, model.modalities)):
+        features = encode(model, inputs)
+        value = {(): 0.0}
+        for size in range(1, modalities + 1):
+            for members in itertools.combinations(range(modalities), size):
+                kept = [f if i in members else torch.zeros_like(f) for i, f in enumerate(features)]
+                value[members] = fuse(model, kept)
+        if modalities == 2:
+            responses = [
+                0.5 * (value[0, 1] - value[1,] + value[0,]),
+                0.5 * (value[0, 1] - value[0,] + value[1,]),
+            ]
+        else:
+            responses = [0.0] * modalities
+            orders = list(itertools.permutations(range(modalities)))
+            for order in orders:
+                for place, i in enumerate(order):
+                    before = tuple(sorted(order[:place]))
+                    gain = value[tuple(sorted((*before, i)))] - value[before]
+                    responses[i] = responses[i] + gain / len(orders)
+        rows = torch.arange(len(target))
+        surprises = [
+            -torch.log(torch.clamp(r.softmax(1)[rows, target], min=1e-8)).mean().item() for r in responses
+        ]
+        mean = sum(surprises) / modalities
+        ratios = [math.exp(2 * (mean - s)) for s in surprises]
+        means = [0.0] * modalities if means is None else means
+        usual = [math.exp(2 * (sum(means) / modalities - m)) for m in means]
+        coefficients = [math.exp(alpha * (q - r)) for q, r in zip(usual, ratios, strict=True)]
+        means = [m * step / (step + 1) + s / (step + 1) for m, s in zip(means, surprises, strict=True)]
+        for response, coefficient in zip(responses, coefficients, strict=True):
+            response.register_hook(lambda gradient, c=coefficient: gradient * c)
+        optimizer.zero_grad()
+        F.cross_entropy(sum(responses), target).backward()
+        optimizer.step()
+        yield flat(model)
+
+
+def mmpareto_by_hand(model, classifiers, gamma):
+    """A backward pass per loss, and a loop over tensors."""
+    optimizer = sgd(model, classifiers)
+    for inputs, target in batches(STEPS, model.modalities):
+        features = encode(model, inputs)
+        outputs = [classifiers[m](f) for m, f in zip(model.modalities, features, strict=True)]
+        loss = F.cross_entropy(fuse(model, features), target)
+        losses = [F.cross_entropy(output, target) for output in outputs]
+        optimizer.zero_grad()
+        combined = {}
+        for modality, unimodal in zip(model.modalities, losses, strict=True):
+            parameters = list(model.encoders[modality].parameters())
+            one = torch.autograd.grad(loss, parameters, retain_graph=True)
+            other = torch.autograd.grad(unimodal, parameters, retain_graph=True)
+            g, u = torch.cat([x.flatten() for x in one]), torch.cat([x.flatten() for x in other])
+            x, y, z = (g @ g).item(), (g @ u).item(), (u @ u).item()
+            if y > 0:
+                weight = 0.5
+            elif y >= x:
+                weight = 0.999
+            elif y >= z:
+                weight = 0.001
+            else:
+                weight = (z - y) / (x + z - 2 * y)
+            for parameter, a, b in zip(parameters, one, other, strict=True):
+                h = 2 * weight * a + 2 * (1 - weight) * b
+                if (a + b).norm() > h.norm():
+                    h = h * (a + b).norm() / h.norm()
+                combined[parameter] = gamma * h
+        (loss + sum(losses)).backward()
+        for parameter, gradient in combined.items():
+            parameter.grad = gradient
+        optimizer.step()
+        yield flat(model)
+
+
+@pytest.mark.parametrize("modalities", [TWO, THREE])
+@pytest.mark.parametrize(
+    ("by_hand", "policy", "setting"),
+    [
+        (ogm_by_hand, OGMGE(0.4, noise=False), 0.4),
+        (agm_by_hand, AGM(1.5), 1.5),
+        (mmpareto_by_hand, MMPareto(1.5), 1.5),
+    ],
+    ids=["ogm", "agm", "mmpareto"],
+)
+def test_follows_the_plain_restatement(by_hand, policy, setting, modalities):
+    model, classifiers = small_model(modalities), make_classifiers(modalities)
+    expected = by_hand(copy.deepcopy(model), copy.deepcopy(classifiers), setting)
+    optimizer = wrap(model, sgd(model), policy, classifiers=dict(classifiers.items()))
+    start = flat(model)
+    for (inputs, target), by_hand_now in zip(batches(STEPS, modalities), expected, strict=True):
+        optimizer.zero_grad()
+        optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
+        optimizer.step()
+        torch.testing.assert_close(flat(model), by_hand_now, rtol=0, atol=1e-5)
+    assert (flat(model) - start).abs().max() > 1e-2
+
+
+class Plain(nn.Module):
+    """The head takes the concatenated features directly, as in the released script of OGM-GE."""
+
+    modalities = TWO
+
+    def __init__(self):
+        super().__init__()
+        self.encoders = nn.ModuleDict({"audio": nn.Linear(8, 4), "image": nn.Linear(6, 5)})
+        self.head = nn.Linear(9, 3)
+
+    def forward(self, *inputs):
+        return self.head(torch.cat(encode(self, inputs), 1))
+
+
+def test_ogm_with_a_split_head():
+    torch.manual_seed(0)
+    model = Plain()
+    optimizer = wrap(model, policy=OGMGE(0.4, noise=False, split_head=True))
+    ((inputs, target),) = batches(1)
+    with torch.no_grad():
+        audio, image = encode(model, inputs)
+        one = audio @ model.head.weight[:, :4].T + model.head.bias / 2
+        other = image @ model.head.weight[:, 4:].T + model.head.bias / 2
+        scores = [o.softmax(1)[torch.arange(32), target].sum() for o in (one, other)]
+        ratios = torch.stack([scores[0] / scores[1], scores[1] / scores[0]])
+    optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
+    optimizer.step()
+    expected = torch.where(ratios > 1, 1 - torch.tanh(0.4 * ratios), torch.ones(2))
+    torch.testing.assert_close(optimizer.statistics["coefficients"], expected)
+
+
+class Scaled(Plain):
+    def forward(self, *inputs):
+        return self.head(2 * torch.cat(encode(self, inputs), 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: small_model(THREE), r"the head cannot be split: .*\[4, 4, 4\].*OGMGE\(split_head=False\)"),
+        (small_model, "does not take the features as they are"),
+        (Scaled, "does not take the features as they are"),
+    ],
+)
+def test_a_head_that_cannot_be_split(make, message):
+    model = make()
+    optimizer = wrap(model, policy=OGMGE(0.4, split_head=True))
+    ((inputs, target),) = batches(1, model.modalities)
+    loss = F.cross_entropy(model(*inputs), target)
+    with pytest.raises(ValueError, match=message):
+        optimizer.balance(loss, target)
