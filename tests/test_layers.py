@@ -49,6 +49,7 @@ def test_only_the_optimizers_side_knows_the_operators():
         "direction.py",
         "cli.py",
         "folded.py",
+        "stepping.py",
         "flat.py",
         "distributed.py",
         "runner.py",

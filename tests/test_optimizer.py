@@ -202,7 +202,8 @@ def test_a_closure_is_the_same_as_the_plain_loop(apply):
                 closure()
                 optimizer.step()
         results.append(flat(model))
-    assert torch.equal(*results)
+    # With a closure the optimizer takes its own step; without one its rule is the kernel's, which rounds less often.
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
 RESUME = """

@@ -204,15 +204,22 @@ def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor
     return torch.where(norms > 0, products / norms, 0.0).to(like.dtype)
 
 
-def gradient_norms(owned: Owned, like: Tensor) -> Tensor:
-    """Norms `[M]` of the encoders' gradients as they are now; zeros where there are none."""
-    squared = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)  # [M]
+def gradient_norms(owned: Owned, coefficients: Tensor, waiting: bool = False) -> Tensor:
+    """Norms `[M]` of the encoders' gradients as they are now, zeros where there are none.
+
+    Args:
+        owned: the encoders' parameters.
+        coefficients: `[M]`.
+        waiting: whether the gradients have not been multiplied by them yet, which the norms then are instead.
+    """
+    squared = torch.zeros(coefficients.numel(), dtype=torch.float64, device=coefficients.device)  # [M]
     for (device, groups), (grads, owners) in _by_place(_gradients(owned)).items():
         norms = torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).double()
         sums = torch.zeros_like(squared, device=device)
         sums.index_add_(0, torch.tensor(owners, device=device), norms.square())
         squared += sum_over_shards(sums, groups).to(squared.device)
-    return squared.sqrt().float()
+    norms = squared.sqrt().float()
+    return norms * coefficients.abs() if waiting else norms
 
 
 class UpdateScaling:

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import checkpoint, direction
-from .application import (
-    UpdateScaling,
-    check_updated,
-    choose_application,
-    gradient_norms,
-    modulate_gradients_,
-)
+from .application import check_updated, choose_application, gradient_norms, modulate_gradients_
 from .assessment import assess, check_loss
 from .distributed import world_size
 from .multimodal import MultimodalModel
@@ -25,6 +19,7 @@ from .pending import PendingStep
 from .policies import CGGM, Joint, Policy
 from .policies.base import State
 from .statistics import Statistics
+from .stepping import Stepping
 from .tasks import Task, find_task
 from .wrapped import WrappedOptimizer
 
@@ -101,6 +96,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         if self.application == "update":
             check_updated(self._model.modalities.owned(), self.modalities, optimizer)
         self._model.attach(optimizer, classifier_lr)
+        self._stepping = Stepping(self, self._model, self.application)
 
         self._pending = PendingStep(self.policy)
         self._state: State = {}  # the policy's, as of the last step taken
@@ -157,7 +153,6 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         total.register_hook(self._pending.mark_backward)
         return total
 
-    @torch.no_grad()
     def modulate(self) -> None:
         """Apply the coefficients to the gradients now, and measure them; `step()` does it where nobody has.
 
@@ -167,22 +162,28 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         Raises:
             RuntimeError: `balance()` was called, but its loss has not gone backward.
         """
+        self._modulate(wait=False)
+
+    @torch.no_grad()
+    def _modulate(self, wait: bool) -> bool:
+        """`modulate()`; with `wait` the step scales the gradients if it can. Whether it is to do so."""
         if self._pending.balance is None or self._pending.modulated:
-            return
+            return False
         owned = self._model.modalities.with_gradients(self._pending.backward_ran)
         policy, balance = self._pending.policy, self._pending.balance
         self._model.replicas.average_gradients_()
         heads = self._model.head_gradients()
-        measured = modulate_gradients_(owned, policy, self.application, balance.coefficients, heads)
+        waits = wait and self._stepping.may_wait(policy)
+        application = "feature" if waits else self.application  # which leaves these gradients alone
+        measured = modulate_gradients_(owned, policy, application, balance.coefficients, heads)
         measured |= {"scores": self._pending.scores, "coefficients": balance.coefficients, **self._figures}
         self._pending.remember(direction.turn_(policy, self._model, balance, measured["cosines"]))
-        norms = partial(gradient_norms, owned, balance.coefficients)
-        if (
-            self._model.replicas.sharded
-        ):  # a collective: on every rank, now, not where a rank happens to read it
+        norms = partial(gradient_norms, owned, balance.coefficients, waits)
+        if self._model.replicas.sharded:  # a collective: now, on every rank, not where one happens to read it
             measured.setdefault("grad_norms", norms())
         self.statistics = Statistics(measured, grad_norms=norms)
         self._pending.modulated = True
+        return waits
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Modulate if that is still to be done, step the wrapped optimizer, and commit the policy's state.
@@ -192,20 +193,11 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         Args:
             closure: re-evaluates the model, calling `balance()` and `backward()`, and returns the loss.
         """
-        balanced = closure is not None or self._pending.balance is not None
-        scaling = (
-            UpdateScaling(self._model.modalities.owned())
-            if self.application == "update" and balanced
-            else None
-        )
         if closure is None:
-            self.modulate()
-            result = self.base.step()
+            result = self._stepping.step(self._pending, self._modulate(wait=True))
         else:
-            result = self.base.step(self._modulating(closure))
+            result = self._stepping.step_unfolded(self._pending, closure, self.modulate)
         if self._pending.balance is not None:
-            if scaling is not None:
-                scaling.apply(self._pending.balance.coefficients)
             self._state = self._pending.balance.state
             self._pending.clear()
             self._tell_junctions()
@@ -233,14 +225,6 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         if self.application == "feature":
             balance = self._pending.balance
             self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
-
-    def _modulating(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        def evaluate() -> Any:
-            loss = closure()
-            self.modulate()
-            return loss
-
-        return evaluate
 
     def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
         checkpoint.add_entries(state_dict, self.base, self._model.classifiers, self._state)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
 
+from .folded import Folding
+
 # Optimizers that cannot drive the classifiers' parameters, and what to do instead.
 _REFUSED = {
     LBFGS: "it evaluates the loss many times a step and takes one parameter group only; use SGD or AdamW",
@@ -46,6 +48,8 @@ class WrappedOptimizer(Optimizer):
             if isinstance(base, refused):
                 raise TypeError(f"optimizer cannot be {refused.__name__}: {why}")
         self.base = base
+        self.folding = Folding(base)
+        self._max_norm: float | None = None
         for table in _HOOK_TABLES:
             setattr(self, table, OrderedDict())
         self._warned_capturable_if_run_uncaptured = True
@@ -65,6 +69,29 @@ class WrappedOptimizer(Optimizer):
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         """The wrapped optimizer's defaults."""
         return self.base.defaults
+
+    @property
+    def folded(self) -> bool:
+        """Whether the next step multiplies by coefficients inside the optimizer's own arithmetic.
+
+        Where it does, `.grad` stays as backward left it. Where it does not, `folding.refusal()` says why.
+        """
+        return self.folding.refusal() is None
+
+    @property
+    def max_norm(self) -> float | None:
+        """The norm to which `step()` clips the model's gradients, after modulation; None, at first, for no clipping.
+
+        One norm of all gradients together, without the unimodal classifiers', as `clip_grad_norm_` takes it. Set it
+        from the training loop. Not part of checkpoints.
+        """
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        if value is not None and not value > 0:
+            raise ValueError(f"max_norm must be a positive number or None, got {value!r}")
+        self._max_norm = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer."""
