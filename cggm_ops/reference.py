@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from cggm_ops import checks
+from cggm_ops.reference_optimizers import adamw_ as adamw_
+from cggm_ops.reference_optimizers import sgd_ as sgd_
 
 
 def batched_cosine(fusion: Tensor, unimodal: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -63,7 +65,8 @@ def segment_gram(tensors: Sequence[Tensor], sets: int) -> Tensor:
     checks.check_sets(tensors, sets)
     count = len(tensors) // sets
     rows = [_rows(tensors[0], tensors[segment::count]) for segment in range(count)]  # S times [K, N]
-    return torch.stack([row @ row.T for row in rows])
+    grams = torch.stack([row @ row.T for row in rows])
+    return grams.triu() + grams.triu(1).mT  # rounding may differ between the two halves
 
 
 def segment_combine_(into: Sequence[Tensor], others: Sequence[Tensor], weights: Tensor) -> None:

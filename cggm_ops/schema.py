@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cggm_ops import reference, reference_optimizers
+from cggm_ops import reference
 
 NAMESPACE = "cggm_ops"
 DEFINITIONS: dict[str, Callable[..., Any]] = {}  # the default implementation of each operator
@@ -164,7 +164,7 @@ adamw_ = _define(
     "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
     f"Tensor(d!)[] steps, {_MODULATION}, float lr, float beta1, float beta2, float eps, float weight_decay, "
     "bool decoupled, bool maximize) -> ()",
-    reference_optimizers.adamw_,
+    reference.adamw_,
     _nothing_fake,
 )
 _guard_mutation(adamw_, (0, 2, 3, 4))
@@ -173,7 +173,7 @@ sgd_ = _define(
     "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
     f"{_MODULATION}, float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
     "bool first) -> ()",
-    reference_optimizers.sgd_,
+    reference.sgd_,
     _nothing_fake,
 )
 _guard_mutation(sgd_, (0, 2))

@@ -34,6 +34,15 @@ FLOORS = {
     },
     # One multiplication and one rounding: the definition, so that there is nothing to allow beyond the rounding itself.
     "scaled gradient": ROUNDING,
+    # Products of the stored values summed in float64; the scale is the larger norm's square.
+    "gram": dict.fromkeys(ROUNDING, SUM64),
+    # One product and one rounding per set more than in exact arithmetic, in float32, and a last one to the dtype.
+    "combination": {dtype: unit + 4 * ROUNDING[torch.float32] for dtype, unit in ROUNDING.items()}
+    | {torch.float64: 4 * ROUNDING[torch.float64]},
+    # A dozen roundings in float32, of which plain PyTorch has as many, and a last one to the dtype. The parameter
+    # moves by lr at most, so that errors of the update vanish beside the parameter's own rounding.
+    "optimizer step": {dtype: unit + 8 * ROUNDING[torch.float32] for dtype, unit in ROUNDING.items()}
+    | {torch.float64: 8 * ROUNDING[torch.float64]},
     # Squares of the stored values summed in float64.
     "squared norm": dict.fromkeys(ROUNDING, SUM64),
 }
