@@ -33,8 +33,8 @@ _forced: dict[str, str] = {}  # by type of device
 def backend(device: str | torch.device = "cpu") -> str:
     """Name the implementation that serves tensors on `device`: "compiled", "triton" or "reference".
 
-    On the CPU it is the compiled one where the extension is there. On CUDA it is the compiled one where the extension was
-    built with nvcc, else Triton where that can be imported. Else, and on all other devices, it is the reference.
+    On the CPU it is the compiled one where the extension is there. On CUDA it is the compiled one where the
+    extension was built with nvcc, else Triton where that can be imported. Else it is the reference.
 
     Args:
         device: a device, or its name such as "cpu" or "cuda:0".
@@ -98,9 +98,9 @@ def _kinds(name: str) -> list[str]:
 
 
 def _default(kind: str) -> str:
-    if kind in ("cpu", "cuda") and _extension is not None:
-        if kind == "cpu" or _extension.build_info()["cuda"] is not None:
-            return "compiled"
+    compiled = () if _extension is None else ("cpu", "cuda") if _extension.build_info()["cuda"] else ("cpu",)
+    if kind in compiled:
+        return "compiled"
     return "triton" if kind == "cuda" and _has_triton else "reference"
 
 

@@ -1,7 +1,7 @@
 """scale_, batched_cosine with its backward, and modulate_ in Triton.
 
-Sums go in two steps without atomics: a launch leaves one partial sum per chunk, a second small one adds them in a fixed order.
-Triton has no barrier over the grid, hence the second launch.
+Sums go in two steps without atomics: a launch leaves one partial sum per chunk, a second small one adds them in
+a fixed order. Triton has no barrier over the grid, hence the second launch.
 """
 
 from __future__ import annotations

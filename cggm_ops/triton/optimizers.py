@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cggm_ops import checks
 from cggm_ops.checks_optimizers import check_step, check_steps
 from cggm_ops.triton import tables
 from cggm_ops.triton.tables import CHUNK, ELEMENTS, OPTIONS, read, write
@@ -44,7 +43,7 @@ def adamw_kernel(  # noqa: ANN201
     update_scale,  # noqa: ANN001
     update_stride,  # noqa: ANN001
     found_inf,  # noqa: ANN001
-    settings,  # noqa: ANN001 [7], float64: see adamw_
+    settings,  # noqa: ANN001 [8], float64: see adamw_
     HAS_GRAD_SCALE: tl.constexpr,
     HAS_UPDATE_SCALE: tl.constexpr,
     HAS_FOUND_INF: tl.constexpr,
@@ -129,10 +128,7 @@ def sgd_kernel(  # noqa: ANN201
             b = read(buffer, offsets, count, is_fast, ELEMENT).to(ARITHMETIC) * momentum
             b = b + g * (1.0 - tl.load(settings + 2)).to(ARITHMETIC)
         write(buffer, offsets, count, is_fast, b.to(ELEMENT), ELEMENT)
-        if NESTEROV:
-            g = g + b * momentum
-        else:
-            g = b
+        g = g + b * momentum if NESTEROV else b
     write(param, offsets, count, is_fast, (p - rate.to(ARITHMETIC) * g).to(ELEMENT), ELEMENT)
 
 
@@ -219,7 +215,9 @@ def _launches(
 ) -> list[tuple[torch.dtype, Tensor]]:
     """One table per dtype that occurs with any elements."""
     groups = tables.entries(lists, owner or [-1] * len(lists[0])).items()
-    launches = [(dtype, tables.chunk_table(tuple(group), 0, dtype.itemsize, device)) for dtype, group in groups]
+    launches = [
+        (dtype, tables.chunk_table(tuple(group), 0, dtype.itemsize, device)) for dtype, group in groups
+    ]
     return [(dtype, table) for dtype, table in launches if len(table)]
 
 

@@ -72,7 +72,7 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
 
 @triton.jit
 def read(address, offsets, count, is_fast, ELEMENT: tl.constexpr):  # noqa: ANN001, ANN201
-    """Read a chunk, zeros beyond its end. Full chunks have no mask, which would keep accesses from being 128 bits wide."""
+    """Read a chunk, zeros beyond its end. A mask would keep accesses from being 128 bits wide."""
     if is_fast:
         values = tl.load(tl.multiple_of(address, 16).to(tl.pointer_type(ELEMENT)) + offsets)
     else:

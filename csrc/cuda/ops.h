@@ -15,5 +15,9 @@ std::tuple<Tensor, Tensor> batched_cosine(Tensor fusion, std::vector<Tensor> uni
 Tensor batched_cosine_backward(Tensor grad, Tensor products, Tensor fusion, std::vector<Tensor> unimodal);
 void scale_(StableIValue* stack, uint64_t arguments, uint64_t results);
 void modulate_(StableIValue* stack, uint64_t arguments, uint64_t results);
+void segment_gram(StableIValue* stack, uint64_t arguments, uint64_t results);
+void segment_combine_(StableIValue* stack, uint64_t arguments, uint64_t results);
+void adamw_(StableIValue* stack, uint64_t arguments, uint64_t results);
+void sgd_(StableIValue* stack, uint64_t arguments, uint64_t results);
 
 }  // namespace cggm::cuda

@@ -1,8 +1,8 @@
 """Checks every kernel against the reference on one device: `python kernel_checks.py --device cuda --backend compiled`.
 
-A program and not a test, because it runs in several places: on a GPU (`make gpu`), under the interpreter of Triton, and with
-the CUDA sources built for the host. Inputs are random and fresh; memory for results is poisoned; sizes are odd; some tensors are
-views whose neighbours in memory must stay as they are.
+A program and not a test, because it runs in several places: on a GPU (`make gpu`), under the interpreter of Triton,
+and with the CUDA sources built for the host. Inputs are random and fresh; memory for results is poisoned; sizes are
+odd; some tensors are views whose neighbours in memory must stay as they are.
 """
 
 from __future__ import annotations
@@ -16,71 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-import cggm_ops
-from cggm_ops import reference
+from kernel_inputs import DTYPES, SIZES, Guarded, assert_near, assert_norms, assert_sums, copies, poison  # noqa: E402
+from kernel_step_checks import check_adamw, check_many_params, check_sgd  # noqa: E402
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-SIZES = (1, 3, 31, 1000, 8191, 8192, 8193, 3 * 8192 + 5, 0)
-MARGIN = 16  # elements before and after a view that no kernel may touch
-MARK = 7.0
-
-
-class Guarded:
-    """Tensors inside larger buffers of marks, at addresses of every alignment, one of them transposed."""
-
-    def __init__(self, sizes: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
-        self.buffers, self.tensors = [], []
-        for index, size in enumerate(sizes):
-            offset = MARGIN + index % 4  # aligned to 16 bytes every fourth time
-            buffer = torch.full((size + 2 * MARGIN + 4,), MARK, dtype=dtype, device=device)
-            view = buffer[offset : offset + size]
-            view.copy_(torch.randn(size, dtype=torch.float32).to(device))
-            self.buffers.append((buffer, offset, size))
-            self.tensors.append(view.view(2, -1).t() if size and size % 2 == 0 else view)
-
-    def check(self) -> None:
-        """Fail where a neighbour has changed."""
-        for buffer, offset, size in self.buffers:
-            around = torch.cat([buffer[:offset], buffer[offset + size :]])
-            assert bool((around == MARK).all()), f"memory around a view of {size} elements was overwritten"
-
-
-def poison(device: str) -> None:
-    """Leave NaN where the next results will lie."""
-    blocks = [
-        torch.full((count,), float("nan"), dtype=torch.float64, device=device)
-        for count in (1, 8, 64, 512, 4096)
-    ]
-    del blocks
-
-
-def copies(tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The same values elsewhere."""
-    return [tensor.detach().clone().to(dtype or tensor.dtype) for tensor in tensors]
-
-
-def assert_near(found: Tensor, expected: Tensor, what: str, *, units: float = 1.0) -> None:
-    """Compare stored elements: at most `units` units in the last place apart."""
-    allowed = units * torch.finfo(found.dtype).eps * expected.double().abs() + torch.finfo(found.dtype).tiny
-    error = (found.double() - expected.double()).abs()
-    assert bool((error <= allowed).all()), f"{what}: error {error.max().item():.3e}, dtype {found.dtype}"
-
-
-def assert_sums(found: Tensor, expected: Tensor, scale: Tensor | float, what: str) -> None:
-    """Compare sums taken in float64; `scale` is the sum of the magnitudes."""
-    error = (found.double() - expected.double()).abs()
-    allowed = 1e-13 * torch.as_tensor(scale, dtype=torch.float64, device=found.device) + 1e-300
-    assert bool((error <= allowed).all()), f"{what}: error {error.max().item():.3e}, found {found.tolist()}"
-
-
-def assert_norms(norms: Tensor, grads: list[Tensor], owner: list[int]) -> None:
-    """The squared norms are those of what was stored."""
-    expected = torch.zeros_like(norms)
-    for grad, modality in zip(grads, owner, strict=True):
-        expected[modality] += grad.double().square().sum()
-    assert_sums(norms, expected, expected, "sq_norms")
+import cggm_ops  # noqa: E402
+from cggm_ops import reference  # noqa: E402
 
 
 def check_scale(device: str, dtype: torch.dtype) -> None:
@@ -149,7 +92,7 @@ def check_cosine(device: str, dtype: torch.dtype) -> None:
     broken = fusion.clone()
     broken[3] = float("nan")
     cosines = cggm_ops.batched_cosine(fusion, [broken, fusion])
-    assert cosines[0].isnan() and not cosines[1].isnan(), "NaN must stay in its own row"
+    assert cosines.isnan().tolist() == [True, False], "NaN must stay in its own row"
 
 
 def compare_cosine(fusion: Tensor, unimodal: list[Tensor]) -> None:
@@ -174,7 +117,7 @@ def compare_cosine(fusion: Tensor, unimodal: list[Tensor]) -> None:
 
 
 def check_modulate(device: str, dtype: torch.dtype) -> None:
-    """modulate_: what scale_ and batched_cosine do, with the head gradients in another dtype, or among the gradients."""
+    """modulate_: what scale_ and batched_cosine do, head gradients in another dtype, or among the gradients."""
     for head_dtype in (dtype, torch.float32):
         guarded = Guarded(SIZES * 8, dtype, device)  # more than the small table holds
         owner = [index % 4 - 1 for index in range(len(guarded.tensors))]
@@ -193,12 +136,67 @@ def check_modulate(device: str, dtype: torch.dtype) -> None:
         assert bool(((cosines - wanted_cosines).abs() <= 2e-7).all()), "cosines of modulate_"
 
 
+def check_gram(device: str, dtype: torch.dtype) -> None:
+    """segment_gram: odd sizes, views, transposed tensors, sets in another order of memory, many small segments."""
+    for sets, sizes in ((1, SIZES), (2, SIZES), (3, SIZES), (5, (700, 8200)), (2, (5, 3, 0) * 400)):
+        guarded = [Guarded(sizes, dtype, device) for _ in range(sets)]
+        lists = [list(g.tensors) for g in guarded]
+        if sets == 3:
+            lists[1] = [tensor.contiguous() for tensor in lists[1]]
+        poison(device)
+        gram = cggm_ops.segment_gram(lists)
+        if len(sizes) > 100:  # the last of many, and all of them by their sum
+            lists, gram = (
+                [[torch.cat([t.reshape(-1) for t in row])] for row in lists],
+                gram.sum(0, keepdim=True),
+            )
+        expected = reference.segment_gram([t for row in lists for t in row], sets)
+        norms = expected.diagonal(dim1=1, dim2=2).sqrt()
+        assert_sums(gram, expected, 10 * norms[:, :, None] * norms[:, None, :], "segment_gram")
+        for g in guarded:
+            g.check()
+    near = torch.randn(5000, dtype=torch.float64)
+    first, second = near.to(device, dtype), (-near).to(device, dtype)
+    second[17] += 0.25
+    gram = cggm_ops.segment_gram([[first], [second]])[0]
+    exact = (first.double() + second.double()).square().sum()
+    assert abs(gram.sum() - exact) < 1e-9, "the norm of the sum of near-opposed gradients is lost"
+
+
+def check_combine(device: str, dtype: torch.dtype) -> None:
+    """segment_combine_: all layouts, weights with strides, many segments."""
+    for sets, sizes in ((1, SIZES), (2, SIZES + SIZES), (4, SIZES), (2, (5, 3, 0) * 400)):
+        guarded = [Guarded(sizes, dtype, device) for _ in range(sets)]
+        lists = [list(g.tensors) for g in guarded]
+        if sets == 4:
+            lists[1] = [tensor.contiguous() for tensor in lists[1]]
+        weights = torch.randn(sets, len(sizes), dtype=torch.float64).to(device).t()
+        count = len(sizes)
+        into, rest = copies(lists[0], torch.float64), [t.double() for row in lists[1:] for t in row]
+        reference.segment_combine_(into, rest, weights)
+        magnitudes = [
+            sum(row[s].double().abs().max().item() for row in lists) if sizes[s] else 0 for s in range(count)
+        ]
+        cggm_ops.segment_combine_(lists, weights)
+        for found, wanted, magnitude in zip(lists[0], into, magnitudes, strict=True):
+            floor = 4 * sets * torch.finfo(torch.float32 if dtype != torch.float64 else dtype).eps * magnitude
+            allowed = torch.finfo(dtype).eps * wanted.abs() + floor + torch.finfo(dtype).tiny
+            assert bool(((found.double() - wanted).abs() <= allowed).all()), "segment_combine_"
+        for g in guarded:
+            g.check()
+
+
 CHECKS: list[Callable[[str, torch.dtype], None]] = [
     check_scale,
     check_scale_mixed,
     check_special_values,
     check_cosine,
     check_modulate,
+    check_gram,
+    check_combine,
+    check_adamw,
+    check_sgd,
+    check_many_params,
 ]
 
 

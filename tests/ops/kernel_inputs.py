@@ -1,0 +1,67 @@
+"""Inputs for the checks of kernels, and comparisons: see kernel_checks.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SIZES = (1, 3, 31, 1000, 8191, 8192, 8193, 3 * 8192 + 5, 0)
+MARGIN = 16  # elements before and after a view that no kernel may touch
+MARK = 7.0
+
+
+class Guarded:
+    """Tensors inside larger buffers of marks, at addresses of every alignment, one of them transposed."""
+
+    def __init__(self, sizes: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+        self.buffers, self.tensors = [], []
+        for index, size in enumerate(sizes):
+            offset = MARGIN + index % 4  # aligned to 16 bytes every fourth time
+            buffer = torch.full((size + 2 * MARGIN + 4,), MARK, dtype=dtype, device=device)
+            view = buffer[offset : offset + size]
+            view.copy_(torch.randn(size, dtype=torch.float32).to(device))
+            self.buffers.append((buffer, offset, size))
+            self.tensors.append(view.view(2, -1).t() if size and size % 2 == 0 else view)
+
+    def check(self) -> None:
+        """Fail where a neighbour has changed."""
+        for buffer, offset, size in self.buffers:
+            around = torch.cat([buffer[:offset], buffer[offset + size :]])
+            assert bool((around == MARK).all()), f"memory around a view of {size} elements was overwritten"
+
+
+def poison(device: str) -> None:
+    """Leave NaN where the next results will lie."""
+    blocks = [
+        torch.full((count,), float("nan"), dtype=torch.float64, device=device)
+        for count in (1, 8, 64, 512, 4096)
+    ]
+    del blocks
+
+
+def copies(tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The same values elsewhere."""
+    return [tensor.detach().clone().to(dtype or tensor.dtype) for tensor in tensors]
+
+
+def assert_near(found: Tensor, expected: Tensor, what: str, *, units: float = 1.0) -> None:
+    """Compare stored elements: at most `units` units in the last place apart."""
+    allowed = units * torch.finfo(found.dtype).eps * expected.double().abs() + torch.finfo(found.dtype).tiny
+    error = (found.double() - expected.double()).abs()
+    assert bool((error <= allowed).all()), f"{what}: error {error.max().item():.3e}, dtype {found.dtype}"
+
+
+def assert_sums(found: Tensor, expected: Tensor, scale: Tensor | float, what: str) -> None:
+    """Compare sums taken in float64; `scale` is the sum of the magnitudes."""
+    error = (found.double() - expected.double()).abs()
+    allowed = 1e-13 * torch.as_tensor(scale, dtype=torch.float64, device=found.device) + 1e-300
+    assert bool((error <= allowed).all()), f"{what}: error {error.max().item():.3e}, found {found.tolist()}"
+
+
+def assert_norms(norms: Tensor, grads: list[Tensor], owner: list[int]) -> None:
+    """The squared norms are those of what was stored."""
+    expected = torch.zeros_like(norms)
+    for grad, modality in zip(grads, owner, strict=True):
+        expected[modality] += grad.double().square().sum()
+    assert_sums(norms, expected, expected, "sq_norms")
