@@ -3,32 +3,39 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TESTABLE := $(VENV)/.testable
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint bench clean install
+.PHONY: demo test test-all lint bench clean
 
-demo: install
+demo: $(INSTALLED)
 	$(BIN)/cggm demo
 
-test: install
+test: $(TESTABLE)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(TESTABLE)
 	$(BIN)/python -m pytest
 
-bench: install
+bench: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-json=benchmark.json
 
-lint: install
+lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-install: $(INSTALLED)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "no virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
 
 # torch, setuptools, ninja and pybind11 first: the extension is built against exactly this torch.
 $(INSTALLED): $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools ninja pybind11
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[demo,dev,integrations]"
+	$(PIP) torch numpy setuptools ninja pybind11
+	$(PIP) --no-build-isolation --editable ".[demo]"
+	touch $@
+
+$(TESTABLE): $(INSTALLED)
+	$(PIP) --no-build-isolation --editable ".[demo,dev,integrations]"
 	touch $@
 
 clean:
