@@ -29,14 +29,17 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "no virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
 
 # torch, setuptools, ninja and pybind11 first: the extension is built against exactly this torch.
+BUILD_NEEDS := torch numpy setuptools ninja pybind11
+
 $(INSTALLED): $(BIN)/python $(SOURCES)
-	$(PIP) torch numpy setuptools ninja pybind11
+	$(PIP) $(BUILD_NEEDS)
 	$(PIP) --no-build-isolation --editable ".[demo]"
 	touch $@
 
-$(TESTABLE): $(INSTALLED)
+$(TESTABLE): $(BIN)/python $(SOURCES)
+	$(PIP) $(BUILD_NEEDS)
 	$(PIP) --no-build-isolation --editable ".[demo,dev,integrations]"
-	touch $@
+	touch $(INSTALLED) $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis benchmark.json
