@@ -1,0 +1,119 @@
+"""When a step is folded and when not, and that what surrounds it (hooks, scalers, copies) goes on as before."""
+
+import copy
+
+import pytest
+import torch
+
+from helpers import backward, batches, flat, small_model, train, wrap
+from test_folded import OPTIMIZERS, POLICY, assert_same_training, each_application, pair, prevent
+
+pytestmark = pytest.mark.skipif(
+    wrap(small_model()).folding.refusal() is not None, reason="there are no compiled kernels here"
+)
+
+
+class Renamed(torch.optim.AdamW):
+    pass
+
+
+REFUSED = {
+    "a subclass": (lambda p: Renamed(p), "Renamed is none of AdamW, Adam, SGD"),
+    "another": (lambda p: torch.optim.RMSprop(p), "RMSprop is none of"),
+    "amsgrad": (lambda p: torch.optim.AdamW(p, amsgrad=True), "amsgrad=True"),
+    "tensor betas": (
+        lambda p: torch.optim.Adam(p, betas=(torch.tensor(0.9), torch.tensor(0.99)), foreach=False),
+        "betas are tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_folded_is_stepped_by_the_optimizer_itself(case):
+    make, reason = REFUSED[case]
+    model = small_model()
+    optimizer = wrap(model, make(model.parameters()), POLICY, apply="gradient")
+    assert reason in optimizer.folding.refusal()
+    before = flat(model)
+    train(model, optimizer, steps=2)
+    assert not torch.equal(flat(model), before)
+
+
+def test_a_scheduler_of_the_base_is_seen():
+    model = small_model()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.ConstantLR(base)
+    optimizer = wrap(model, base, POLICY, apply="gradient")
+    assert "made for the wrapped optimizer" in optimizer.folding.refusal()
+
+
+def test_sparse_gradients_and_layouts_are_seen():
+    model = small_model()
+    optimizer = wrap(model, policy=POLICY, apply="gradient")
+    weight = model.head.weight
+    weight.grad = torch.eye(3, 8).to_sparse()
+    assert "sparse" in optimizer.folding.refusal()
+    weight.grad = None
+    assert optimizer.folded
+    optimizer.base.state[weight]["momentum_buffer"] = torch.zeros(8, 3).t()
+    optimizer.base.load_state_dict(optimizer.base.state_dict())  # new state objects are looked into again
+    assert "other strides" in optimizer.folding.refusal()
+
+
+def test_hooks_around_the_step():
+    model = small_model()
+    optimizer = wrap(model, policy=POLICY, apply="gradient")
+    calls = []
+    optimizer.base.register_step_post_hook(lambda base, args, kwargs: calls.append(base))
+    optimizer.register_step_pre_hook(lambda wrapper, args, kwargs: calls.append(wrapper))
+    train(model, optimizer, steps=1)
+    assert optimizer.folded
+    assert calls == [optimizer, optimizer.base]
+
+
+@each_application
+def test_grad_scaler(apply):
+    runs = list(pair(OPTIMIZERS["AdamW"], apply))
+    for model, optimizer in runs:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for step, (inputs, target) in enumerate(batches(6)):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(*inputs), target)
+            scaler.scale(optimizer.balance(loss, target)).backward()
+            if step == 3:
+                model.head.weight.grad.fill_(float("inf"))
+            before = flat(model)
+            scaler.step(optimizer)
+            assert torch.equal(before, flat(model)) == (step == 3)
+            scaler.update()
+    assert_same_training(*runs)
+
+
+@each_application
+def test_a_copy_goes_on_alike(apply):
+    model = small_model()
+    optimizer = wrap(model, OPTIMIZERS["AdamW"](model.parameters()), POLICY, apply=apply)
+    train(model, optimizer, steps=3)
+    twin, its = copy.deepcopy((model, optimizer))
+    for one, another in ((model, optimizer), (twin, its)):
+        assert another.folded
+        train(one, another, steps=3, seed=6)
+    assert torch.equal(flat(model), flat(twin))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    results = []
+    for fold in (True, False):
+        model = small_model().to(dtype)
+        optimizer = wrap(model, OPTIMIZERS["AdamW, fused"](model.parameters()), POLICY, apply="gradient")
+        if not fold:
+            prevent(optimizer)
+        for inputs, target in batches(4):
+            optimizer.zero_grad()
+            backward(model, optimizer, [x.to(dtype) for x in inputs], target)
+            optimizer.step()
+        results.append(flat(model))
+        assert next(iter(optimizer.state.values()))["exp_avg"].dtype == dtype
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(*results, **tolerance)
