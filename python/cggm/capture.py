@@ -94,7 +94,7 @@ class Capture:
         if self.passing or not torch.is_grad_enabled():
             return output
         features, selector = select(output, self.selector, self.name)
-        multimodal, unimodal = self.junction.split(features, module)
+        multimodal, unimodal = self.junction.split(features, module, arguments)
         again = recomputing()
         if self.mask is not None:
             multimodal = self.mask.apply(multimodal, self.name, again)

@@ -47,8 +47,8 @@ class Junction:
         self.__dict__.update(state)
         self._register()  # a copy is a junction of its own
 
-    def split(self, output: Tensor, encoder: nn.Module) -> tuple[Tensor, Tensor]:
-        """The multimodal and the unimodal branch of the output of `encoder`.
+    def split(self, output: Tensor, encoder: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """The multimodal and the unimodal branch of the output of `encoder` for `inputs`.
 
         The multimodal branch is a copy: an in-place activation in the fusion then changes neither the
         classifier's features nor an autograd view.
@@ -84,8 +84,8 @@ class Junction:
         return gradient * self.coefficient(gradient).to(gradient.dtype)
 
 
-def make_junction(policy: Policy, application: Application) -> Junction | ParameterJunction:
-    """A junction with the policy's rule, scaling at the features where its coefficients act there.
+def make_junction(policy: Policy, application: Application, name: str) -> Junction | ParameterJunction:
+    """A modality's junction with the policy's rule, scaling at the features where its coefficients act there.
 
     Raises:
         ValueError: a rule at the parameters, where several processes train.
@@ -97,7 +97,7 @@ def make_junction(policy: Policy, application: Application) -> Junction | Parame
             "policy: MMPareto() combines the gradients of one process, which no other process would see; with "
             "several processes use FeaturePareto(), the same rule at the encoders' outputs"
         )
-    return ParameterJunction(policy.weigh)
+    return ParameterJunction(policy.weigh, name)
 
 
 @torch.library.custom_op("cggm::coefficient_of", mutates_args=())

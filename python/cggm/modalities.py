@@ -88,7 +88,7 @@ class Modalities:
         for name, spec in encoders.items():
             module, selector = spec if isinstance(spec, tuple) else (spec, None)
             self.paths[name], _ = find_module(model, module, f"encoders[{name!r}]")
-            self.captures.append(Capture(name, selector, make_junction(policy, application), self.mask))
+            self.captures.append(Capture(name, selector, make_junction(policy, application, name), self.mask))
         self._check_disjoint()
 
     def attach(self) -> None:

@@ -20,17 +20,28 @@ class ParameterJunction:
 
     Args:
         weigh: the rule, as in `Policy.weigh`.
+        name: the modality.
     """
 
-    def __init__(self, weigh: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, weigh: Callable[[Tensor], Tensor], name: str) -> None:
         self.weigh = weigh
+        self.name = name
 
     @torch.compiler.disable
-    def split(self, output: Tensor, encoder: nn.Module) -> tuple[Tensor, Tensor]:
-        """The multimodal and the unimodal branch of the output of `encoder`."""
+    def split(self, output: Tensor, encoder: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """The multimodal and the unimodal branch of the output of `encoder` for `inputs`.
+
+        Raises:
+            RuntimeError: an input that a gradient should reach, which the cut would keep from it.
+        """
         parameters = [p for p in encoder.parameters() if p.requires_grad]
         if not output.requires_grad or not parameters:
             return output.clone(), output
+        if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            raise RuntimeError(
+                f"encoder {self.name!r}: MMPareto() hands no gradient on to what lies before its input, but that wants "
+                "one; name a module that includes it as the encoder, or use FeaturePareto()"
+            )
         return _Cut.apply(output.detach().requires_grad_(), self.weigh, (output, parameters))
 
     def set_coefficient(self, coefficient: Tensor) -> None:
