@@ -1,8 +1,10 @@
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,25 +65,49 @@ def test_wrong_arguments_get_one_line(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent differently there")
-def test_an_interrupt_keeps_what_is_done(tmp_path):
-    arguments = ["--seeds", "40", "--epochs", "2", "--methods", "joint", "--optimizers", "sgd"]
+def start_demo(out):
+    """A long demo in a process of its own, once its first results are there."""
+    command = [sys.executable, "-m", "cggm", "demo", "--seeds", "40", "--epochs", "2", "--methods", "joint"]
     demo = subprocess.Popen(
-        [sys.executable, "-m", "cggm", "demo", *arguments, "--out", str(tmp_path)],
+        [*command, "--optimizers", "sgd", "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-    written = tmp_path / "demo.json"
-    deadline = time.monotonic() + 60
-    while not written.exists() and demo.poll() is None and time.monotonic() < deadline:
+    wait_until(lambda: (out / "demo.json").exists() or demo.poll() is not None, seconds=60)
+    return demo
+
+
+def wait_until(condition, *, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent differently there")
+def test_an_interrupt_keeps_what_is_done(tmp_path):
+    demo = start_demo(tmp_path)
     demo.send_signal(signal.SIGINT)
     output, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, output
     assert "Stopped: " in output
     assert "Traceback" not in output
-    runs = json.loads(written.read_text())["runs"]
+    runs = json.loads((tmp_path / "demo.json").read_text())["runs"]
     assert 0 < len(runs) < 40
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "demo.png"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the workers")
+def test_workers_end_with_a_main_process_that_was_killed(tmp_path):
+    demo = start_demo(tmp_path)
+    workers = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+    demo.kill()
+    demo.wait()
+    assert workers
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=20)
+    left = [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    for worker in left:  # of a failing test only: they are this test's own
+        os.kill(int(worker), signal.SIGKILL)
+    assert not left
+    assert json.loads((tmp_path / "demo.json").read_text())["runs"]

@@ -127,6 +127,13 @@ def _start_worker(epochs: Any, stop: Any) -> None:
     torch.set_num_threads(1)
     threadpool_limits(1)  # the probes' linear algebra
     _shared.update(epochs=epochs, stop=stop)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A main process that was killed cannot stop its workers: they would work on, or wait for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _work(job: Job) -> Outcome:
