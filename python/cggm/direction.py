@@ -55,20 +55,20 @@ class _LinearTerm(torch.autograd.Function):
         return None, upstream.to(gradient.dtype) * gradient, None
 
 
+def _refuse_shard(head: Tensor) -> None:
+    if is_sharded(head):
+        raise RuntimeError(
+            "this policy's direction needs the head's whole weight after the forward pass: leave the head to "
+            "fully_shard() of the whole model, without a fully_shard() of its own or reshard_after_forward=True"
+        )
+
+
 def linear_term(value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
     """A loss term of the given value whose gradient, with respect to `weight`, is `gradient`.
 
     It reaches the weight through the ordinary backward pass, so that loss scaling, accumulation and gradient
     reduction treat it like every other part of the loss. The weight itself is not read.
-
-    Raises:
-        RuntimeError: a sharded weight, to which no gradient of the whole can be given.
     """
-    if is_sharded(weight):
-        raise RuntimeError(
-            "this policy's direction needs the head's whole weight after the forward pass: leave the head to "
-            "fully_shard() of the whole model, without a fully_shard() of its own or reshard_after_forward=True"
-        )
     return _LinearTerm.apply(value.detach(), weight, gradient.detach())
 
 
@@ -137,7 +137,12 @@ def loss_term(
         losses: the multimodal loss, 0-dimensional, and the unimodal ones `[M]`.
         weights: `[M]`, balancing terms of this step.
         state: the policy's, as of the last step taken.
+
+    Raises:
+        RuntimeError: a sharded head, to which no gradient of the whole can be given.
     """
+    if policy.lam > 0 and policy.direction in ("gradient", "weights"):
+        _refuse_shard(model.head_weight)
     if policy.lam > 0 and policy.direction == "gradient":
         outputs = model.classifiers.output_weights()
         return policy.lam * gradient_term(*losses, model.head_weight, outputs, weights)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 Groups = tuple[Any, ...]  # of torch.distributed.ProcessGroup, which not every build of torch has
 
@@ -140,11 +141,16 @@ class ClassifierReplicas:
             self._handle.remove()
 
     @torch.no_grad()
-    def start(self) -> None:
-        """Give all ranks the first one's values, where DistributedDataParallel has not done so."""
+    def start(self) -> bool:
+        """Give all ranks the first one's values, where DistributedDataParallel has not done so.
+
+        Returns:
+            Whether this process alone may still change the classifiers' shapes.
+        """
         if self._reducer is not None and not self._known():
             for tensor in (*self._classifiers.parameters(), *self._classifiers.buffers()):
                 dist.broadcast(tensor, 0)
+        return world_size() == 1 and not self.sharded
 
     def average_gradients_(self) -> None:
         """Average the classifiers' gradients over the ranks, where DistributedDataParallel has not done so."""
@@ -189,3 +195,22 @@ def _shard(classifiers: nn.Module, model: nn.Module) -> None:
             "parts are sharded are not supported: call fully_shard(model) last, before making the optimizer"
         )
     fully_shard(classifiers, mesh=sharded[0].device_mesh, reshard_after_forward=False)
+
+
+def check_parameters(parameters: Sequence[Tensor], optimizer: Optimizer) -> None:
+    """Refuse a model whose gradients would never reach the optimizer.
+
+    Raises:
+        RuntimeError: DeepSpeed ZeRO keeps them elsewhere; the optimizer has none of the model's parameters.
+    """
+    if any(hasattr(p, name) for p in parameters for name in ("ds_id", "ds_tensor", "_hp_mapping")):
+        raise RuntimeError(
+            "DeepSpeed ZeRO keeps gradients in partitions of its own and leaves .grad empty, so there is nothing to "
+            "modulate; use fully_shard() (FSDP2) or DistributedDataParallel"
+        )
+    stepped = {p for group in optimizer.param_groups for p in group["params"]}
+    if stepped.isdisjoint(parameters):
+        raise RuntimeError(
+            "the optimizer has none of the model's parameters: they were replaced since it was made, as "
+            "fully_shard() does; call fully_shard(model) first, then make the optimizer, then the wrapper"
+        )

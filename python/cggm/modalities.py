@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .capture import Capture
+from .distributed import check_parameters
 from .junction import make_junction
 from .masking import ModalityMask
 from .policies.base import Application, Policy
@@ -84,6 +86,9 @@ class Modalities:
         self._model = model
         self._handles: list[Any] = []
         self._owned: list[tuple[Tensor, int]] | None = None
+        self._checked: list[tuple[Tensor, int]] | None = (
+            None  # the list of which the optimizer has been asked
+        )
         self.mask = ModalityMask(policy.dropout, self.names, model) if policy.dropout > 0 else None
         for name, spec in encoders.items():
             module, selector = spec if isinstance(spec, tuple) else (spec, None)
@@ -110,18 +115,24 @@ class Modalities:
         """Whether any encoder's parameter has a gradient now."""
         return any(p.grad is not None for p, _ in self.owned())
 
-    def with_gradients(self, backward_ran: bool) -> list[tuple[Tensor, int]]:
+    def with_gradients(self, backward_ran: bool, optimizer: Optimizer) -> list[tuple[Tensor, int]]:
         """`owned`, where a balanced loss has gone backward and its gradients are still there.
 
         Raises:
-            RuntimeError: it has not, or they are not.
+            RuntimeError: it has not, or they are not, or the optimizer has none of the model's parameters.
         """
+        if backward_ran and not self.have_gradients():
+            self.refresh()
+        owned = self.owned()
+        if owned is not self._checked:
+            check_parameters(list(self._model.parameters()), optimizer)
+            self._checked = owned
         if not backward_ran or not self.have_gradients():
             raise RuntimeError(
                 "a balanced loss is pending, but the encoders have no gradients: call backward() on what "
                 "balance() returned before step(), and zero_grad() not between the two"
             )
-        return self.owned()
+        return owned
 
     def refresh(self) -> None:
         """Look the parameters up again at the next use."""

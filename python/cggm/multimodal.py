@@ -71,6 +71,10 @@ class MultimodalModel:
         complete = len(unimodal) == len(self.modalities.names)
         return (self.head_weight.grad if complete else None), unimodal
 
+    def gradients_were_cleared(self) -> bool:
+        """Whether gradients that went backward are gone; sharded ones may only not have been reduced yet."""
+        return not self.replicas.sharded and not self.modalities.have_gradients()
+
     def attribute(self, policy: Policy) -> Attribution | None:
         """Shapley values of the forward pass just made, where the policy reads them."""
         reads = policy.reads == "responses" and isinstance(self.responses, Responses)

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from . import checkpoint, direction
 from .application import check_updated, choose_application, gradient_norms, modulate_gradients_
 from .assessment import assess, check_loss
-from .distributed import world_size
 from .multimodal import MultimodalModel
 from .pending import PendingStep
 from .policies import CGGM, Joint, Policy
@@ -138,14 +137,12 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         """
         check_loss(loss)
         policy = self._pending.policy
-        if self._fresh:
-            self._model.replicas.start()
-        fit = self._fresh and world_size() == 1 and not self._model.replicas.sharded
+        fit = self._fresh and self._model.replicas.start()
         assessed = assess(self._model, policy, self.task, target, fit=fit)
         self._fresh = False
         self._model.forget()
-        if self._pending.backward_ran and not self._model.modalities.have_gradients():
-            self._pending.clear()  # cleared by model.zero_grad(), after a step that was skipped
+        if self._pending.backward_ran and self._model.gradients_were_cleared():
+            self._pending.clear()  # by model.zero_grad(), after a step that was skipped
         self._pending.add(assessed.scores, target.shape[0], self._state)
         self._figures = policy.figures(assessed.scores, assessed.losses.detach())
         self._tell_junctions()
@@ -169,7 +166,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         """`modulate()`; with `wait` the step scales the gradients if it can. Whether it is to do so."""
         if self._pending.balance is None or self._pending.modulated:
             return False
-        owned = self._model.modalities.with_gradients(self._pending.backward_ran)
+        owned = self._model.modalities.with_gradients(self._pending.backward_ran, self.base)
         policy, balance = self._pending.policy, self._pending.balance
         self._model.replicas.average_gradients_()
         heads = self._model.head_gradients()
