@@ -3,8 +3,8 @@
 import pytest
 import torch
 from cases import (
-    OWNER,
     IMPLEMENTATIONS,
+    OWNER,
     assert_same_bits,
     coefficients,
     each_dtype,
