@@ -1,4 +1,4 @@
-"""The command line: `cggm demo` and `cggm info`."""
+"""The command line: `cggm demo`, `cggm compare`, `cggm experiment` and `cggm info`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 
 #: What the extra `demo` installs, by import name.
 EXTRA = ("matplotlib", "numpy", "rich", "sklearn", "tyro")
+
+#: The exit status of what Ctrl-C has ended.
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,9 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     import tyro
 
-    commands = {"demo": demo, "info": info}
+    from cggm.experiments.compare import Comparison, run_compare
+
+    commands = {"demo": demo, "compare": Comparison, "info": info}
     try:
-        return tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
+        chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
+        if isinstance(chosen, Comparison):
+            return 0 if run_compare(chosen) else INTERRUPTED
+        return chosen
     except ValueError as error:  # an argument that the library refuses, in the library's words
         print(f"cggm: {error}", file=sys.stderr)
         return 2
@@ -48,7 +56,8 @@ def demo(
     Args:
         seeds: How many seeds.
         first_seed: The first of them; the others follow.
-        methods: What to compare: joint, unimodal, cggm, cggm-paper, cggm-released.
+        methods: What to compare: joint, unimodal, cggm, cggm-paper, cggm-released, ogm-ge, agm, mmpareto,
+            feature-pareto, norm-equalization, dgl, dropout, default.
         optimizers: With which optimizers: sgd, adam.
         epochs: Epochs of training.
         json: The file for the runs, demo.json in the output folder if not given.
@@ -64,7 +73,7 @@ def demo(
         plot_path=out / "demo.png",
         epochs=epochs,
     )
-    return 0 if complete else 130
+    return 0 if complete else INTERRUPTED
 
 
 def info() -> int:

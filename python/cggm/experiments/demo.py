@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import avdigits, plots, report
+from .methods import choose_methods
 from .results import Outcome
 from .runner import execute, plan
 
@@ -44,9 +45,10 @@ def run_demo(
     """
     console = console or Console()
     build = avdigits.build
-    jobs = plan(build, methods=methods, optimizers=optimizers, seeds=seeds, epochs=epochs, history=True)
+    chosen = choose_methods(methods)
+    jobs = plan(build, methods=chosen, optimizers=optimizers, seeds=seeds, epochs=epochs, history=True)
     console.print(
-        f"Spoken digits (audio) paired with handwritten digits (image): {len(jobs[0].methods)} methods side by "
+        f"Spoken digits (audio) paired with handwritten digits (image): {len(chosen)} methods side by "
         f"side, for {len(jobs)} combinations of optimizer and seed."
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -67,8 +69,7 @@ def run_demo(
         outcomes.sort(key=lambda outcome: (optimizers.index(outcome.job.optimizer), outcome.job.seed))
         report.write_json(json_path, outcomes)
         plots.plot([history for outcome in outcomes for history in outcome.histories], plot_path)
-        runs = [run for outcome in outcomes for run in outcome.runs]
-        console.print(report.table(report.summarize(runs, [outcome.alone for outcome in outcomes])))
+        console.print(report.table(report.summarize_outcomes(outcomes)))
         console.print(f"Written: {json_path} and {plot_path}", highlight=False, soft_wrap=True)
     return complete
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 import cggm_ops
 
+from .intervals import Interval
 from .results import Alone, Outcome, Run
 from .runner import cores
 
@@ -57,6 +58,15 @@ class Row(NamedTuple):
     probe: dict[str, Spread]
     alone: dict[str, Spread]
     relative_time: float | None  # mean over the seeds of the time of a step over that of a joint step
+    interval: Interval | None  # of the mean difference
+    learning_rate: float
+    peak_bytes: int | None  # the largest over the seeds
+
+
+def summarize_outcomes(outcomes: Sequence[Outcome]) -> list[Row]:
+    """As `summarize`, of everything that jobs found."""
+    runs = [run for outcome in outcomes for run in outcome.runs]
+    return summarize(runs, [outcome.alone for outcome in outcomes if outcome.alone])
 
 
 def summarize(runs: Sequence[Run], alone: Sequence[Alone]) -> list[Row]:
@@ -90,6 +100,9 @@ def summarize(runs: Sequence[Run], alone: Sequence[Alone]) -> list[Row]:
                     if pairs
                     else None
                 ),
+                interval=Interval.of(compared) if compared else None,
+                learning_rate=next(iter(by_seed.values())).learning_rate,
+                peak_bytes=max((r.peak_bytes for r in by_seed.values() if r.peak_bytes), default=None),
             )
         )
     return rows
@@ -156,7 +169,7 @@ def write_json(path: Path, outcomes: Sequence[Outcome]) -> None:
     content = {
         "environment": environment(),
         "runs": [dataclasses.asdict(run) for outcome in outcomes for run in outcome.runs],
-        "alone": [dataclasses.asdict(outcome.alone) for outcome in outcomes],
+        "alone": [dataclasses.asdict(outcome.alone) for outcome in outcomes if outcome.alone],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")

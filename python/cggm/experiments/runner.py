@@ -7,14 +7,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any
 
 import torch
 
 from .experiment import Experiment
-from .methods import check_methods
+from .methods import Method
 from .results import Job, Outcome
 from .training import OPTIMIZERS, run_job
 
@@ -24,30 +24,32 @@ POLL_SECONDS = 0.2
 def plan(
     build: Callable[[], Experiment],
     *,
-    methods: Iterable[str],
+    methods: Mapping[str, Method],
     optimizers: Iterable[str],
     seeds: Iterable[int],
     epochs: int | None = None,
-    history: bool = False,
+    learning_rates: Mapping[tuple[str, str], float] | None = None,
+    **options: bool,
 ) -> list[Job]:
     """The jobs of a comparison, seed by seed, so that an early stop leaves whole seeds.
 
     Args:
         build: makes the experiment; a function of a module, or a `functools.partial` of one.
-        methods: names in `methods.METHODS`.
+        methods: name -> method, as from `methods.choose_methods`.
         optimizers: names in `training.OPTIMIZERS`.
         seeds: of the data, the weights and the batches.
         epochs: instead of the experiment's own number.
-        history: keep what happened step by step.
+        learning_rates: by (optimizer, method); those left out take the experiment's own.
+        options: `history` and `only_accuracy`, as in `Job`.
 
     Raises:
-        ValueError: an unknown method or optimizer, no seeds, fewer than one epoch.
+        ValueError: an unknown optimizer, no seeds, fewer than one epoch.
 
     >>> from cggm.experiments import avdigits
-    >>> len(plan(avdigits.build, methods=["joint", "cggm"], optimizers=["sgd", "adam"], seeds=range(3)))
+    >>> from cggm.experiments.methods import METHODS
+    >>> len(plan(avdigits.build, methods=METHODS, optimizers=["sgd", "adam"], seeds=range(3)))
     6
     """
-    chosen = check_methods(methods)
     optimizers, seeds = tuple(dict.fromkeys(optimizers)), tuple(dict.fromkeys(seeds))
     unknown = [name for name in optimizers if name not in OPTIMIZERS]
     if unknown or not optimizers:
@@ -57,8 +59,17 @@ def plan(
     epochs = build().epochs if epochs is None else epochs
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
+    rates = learning_rates or {}
     return [
-        Job(build=build, optimizer=optimizer, methods=chosen, seed=seed, epochs=epochs, history=history)
+        Job(
+            build=build,
+            optimizer=optimizer,
+            methods=methods,
+            seed=seed,
+            epochs=epochs,
+            learning_rates={m: rates[optimizer, m] for m in methods if (optimizer, m) in rates},
+            **options,
+        )
         for seed in seeds
         for optimizer in optimizers
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 from cggm import CGGMOptimizerWrapper
 from cggm.recorder import Recorder
 
-from .experiment import Experiment, Split, Splits
+from .experiment import Experiment, Splits
+from .measuring import accuracy, peak_bytes, probe
 from .methods import METHODS, Method
 from .results import Alone, History, Job, Outcome, Run
 
@@ -31,8 +33,9 @@ class Training:
     Args:
         model: trained in place.
         method: what balances it.
-        make_optimizer: parameters -> optimizer.
-        wrapping: the wrapper's arguments beside optimizer, model and policy; unused without a policy.
+        make_optimizer: parameters or parameter groups -> optimizer.
+        wrapping: the wrapper's arguments beside optimizer, model, policy and apply; unused without a policy.
+        learning_rate: of everything that the method gives no rate of its own.
         seed: of the random numbers that this training alone draws from, whatever else runs beside it.
     """
 
@@ -40,18 +43,29 @@ class Training:
         self,
         model: nn.Module,
         method: Method,
-        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        wrapping: Mapping[str, object],
+        make_optimizer: Callable[..., torch.optim.Optimizer],
+        wrapping: Mapping[str, Any],
         *,
+        learning_rate: float,
         seed: int,
     ) -> None:
         self.model = model
+        self.learning_rate = learning_rate
         self.clip = method.clip
         self.own_parameters = list(model.parameters())  # before the wrapper adds the classifiers'
-        self.optimizer = make_optimizer(self.own_parameters)
+        encoders = [model.get_submodule(path) for path in wrapping["encoders"].values()] if wrapping else []
+        groups = _parameter_groups(model, encoders, method.encoder_rates, learning_rate)
+        self.optimizer = make_optimizer(groups, lr=learning_rate)
         self.recorder: Recorder | None = None
         if method.policy is not None:
-            self.optimizer = CGGMOptimizerWrapper(self.optimizer, model, policy=method.policy(), **wrapping)
+            self.optimizer = CGGMOptimizerWrapper(
+                self.optimizer,
+                model,
+                policy=method.policy,
+                apply=method.apply,
+                classifier_lr=learning_rate,
+                **wrapping,
+            )
             self.recorder = Recorder(self.optimizer)
         self.seconds: list[float] = []
         self.accuracies: list[float] = []
@@ -79,31 +93,20 @@ class Training:
         return statistics.median(self.seconds[len(self.seconds) // 10 :])
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, split: Split) -> float:
-    """Share of samples whose largest logit is the target's; the model is left in training mode."""
-    model.eval()
-    correct = (model(*split.inputs).argmax(1) == split.target).double().mean().item()
-    model.train()
-    return correct
-
-
-@torch.no_grad()
-def probe(encoder: nn.Module, data: Splits, modality: int) -> float:
-    """Test accuracy of a logistic regression on what a frozen encoder makes of one modality."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    encoder.eval()
-    train, test = (
-        # An encoder that diverged tells nothing: constant features, and the regression is left to guess.
-        np.nan_to_num(encoder(split.inputs[modality]).numpy(), nan=0.0, posinf=0.0, neginf=0.0)
-        for split in (data.train, data.test)
-    )
-    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    regression.fit(train, data.train.target.numpy())
-    return float(regression.score(test, data.test.target.numpy()))
+def _parameter_groups(
+    model: nn.Module, encoders: Sequence[nn.Module], rates: Sequence[float], learning_rate: float
+) -> Iterable[Any]:
+    """The model's parameters, or groups of them where encoders have learning rates of their own."""
+    if not rates:
+        return list(model.parameters())
+    if len(rates) != len(encoders):
+        raise ValueError(f"encoder_rates must be {len(encoders)} numbers, one per encoder, got {list(rates)}")
+    groups = [
+        {"params": list(encoder.parameters()), "lr": rate * learning_rate}
+        for encoder, rate in zip(encoders, rates, strict=True)
+    ]
+    taken = {parameter for group in groups for parameter in group["params"]}
+    return [{"params": [p for p in model.parameters() if p not in taken]}, *groups]
 
 
 def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
@@ -116,7 +119,9 @@ def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
         advance: called after every epoch; an exception from it ends the job.
 
     >>> from cggm.experiments import avdigits
-    >>> job = Job(build=avdigits.build, optimizer="sgd", methods=("joint", "cggm"), seed=0, epochs=1)
+    >>> from cggm.experiments.methods import choose_methods
+    >>> methods = choose_methods(["joint", "cggm"])
+    >>> job = Job(build=avdigits.build, optimizer="sgd", methods=methods, seed=0, epochs=1)
     >>> [run.method for run in run_job(job).runs]
     ['joint', 'cggm']
     """
@@ -162,31 +167,29 @@ def _prepare(
     job: Job, experiment: Experiment, model: nn.Module, classifiers: dict[str, nn.Module]
 ) -> tuple[dict[str, Training], list[Training]]:
     """A training per method and one per modality alone, all from the same initial weights."""
-    learning_rate = experiment.learning_rates[job.optimizer]
+    own = experiment.learning_rates[job.optimizer]
 
-    def start(model: nn.Module, method: Method) -> Training:
+    def start(model: nn.Module, method: Method, rate: float, wrapping: dict[str, Any]) -> Training:
+        make = OPTIMIZERS[job.optimizer]
+        return Training(model, method, make, wrapping, learning_rate=rate, seed=job.seed)
+
+    trainings = {}
+    for name, method in job.methods.items():
         wrapping = {
             "encoders": dict(experiment.encoders),
             "head": experiment.head,
             "classifiers": copy.deepcopy(classifiers),
-            "classifier_lr": learning_rate,
         }
-        return Training(
-            model,
-            method,
-            lambda parameters: OPTIMIZERS[job.optimizer](parameters, lr=learning_rate),
-            wrapping,
-            seed=job.seed,
-        )
-
-    trainings = {name: start(copy.deepcopy(model), METHODS[name]) for name in job.methods}
-    alone = [
-        start(
-            _OneModality(i, *copy.deepcopy((model.get_submodule(path), classifiers[name]))), METHODS["joint"]
-        )
+        trainings[name] = start(copy.deepcopy(model), method, job.learning_rates.get(name, own), wrapping)
+    if job.only_accuracy:
+        return trainings, []
+    apart = [
+        _OneModality(i, *copy.deepcopy((model.get_submodule(path), classifiers[name])))
         for i, (name, path) in enumerate(experiment.encoders.items())
     ]
-    return trainings, alone
+    # Alone, an encoder learns as in joint training, at the rate that joint training was given.
+    rate = job.learning_rates.get("joint", own)
+    return trainings, [start(model, METHODS["joint"], rate, {}) for model in apart]
 
 
 def _measure(
@@ -194,40 +197,53 @@ def _measure(
 ) -> Outcome:
     common = {"optimizer": job.optimizer, "seed": job.seed}
     runs, histories = [], []
+    rows = slice(0, experiment.batch_size)
+    batch = [values[rows] for values in data.train.inputs], data.train.target[rows]
     for name, training in trainings.items():
-        probes = {
-            modality: probe(training.model.get_submodule(path), data, i)
-            for i, (modality, path) in enumerate(experiment.encoders.items())
+        if job.history:
+            histories.append(_history(training, experiment, data, method=name, **common))
+        encoders = [(m, training.model.get_submodule(path)) for m, path in experiment.encoders.items()]
+        measured = {
+            "accuracy": accuracy(training.model, data.test),
+            "validation": accuracy(training.model, data.validation),
+            "probe": {}
+            if job.only_accuracy
+            else {m: probe(encoder, data, i) for i, (m, encoder) in enumerate(encoders)},
+            "seconds_per_step": training.seconds_per_step(),
         }
+        training.model.train()
+        memory = (  # last: it takes one more step
+            None
+            if job.only_accuracy
+            else peak_bytes(training.model, training.optimizer, lambda t=training: t.step(*batch))
+        )
+        rate = training.learning_rate
         runs.append(
             Run(
                 **common,
+                **measured,
                 dataset=experiment.name,
                 method=name,
-                accuracy=accuracy(training.model, data.test),
-                probe=probes,
-                seconds_per_step=training.seconds_per_step(),
+                learning_rate=rate,
+                peak_bytes=memory,
             )
         )
-        if job.history:
-            recorded = training.recorder.history() if training.recorder is not None else {}
-            histories.append(
-                History(
-                    **common,
-                    method=name,
-                    modalities=tuple(experiment.encoders),
-                    steps_per_epoch=-(-len(data.train.target) // experiment.batch_size),
-                    accuracy=np.array(training.accuracies),
-                    statistics={key: values.numpy() for key, values in recorded.items()},
-                )
-            )
+    if not alone:
+        return Outcome(job=job, runs=runs, histories=histories)
     probes = {
         modality: probe(training.model.encoder, data, i)
         for i, (modality, training) in enumerate(zip(experiment.encoders, alone, strict=True))
     }
-    return Outcome(
-        job=job,
-        runs=runs,
-        alone=Alone(**common, dataset=experiment.name, probe=probes),
-        histories=histories,
+    apart = Alone(**common, dataset=experiment.name, probe=probes)
+    return Outcome(job=job, runs=runs, alone=apart, histories=histories)
+
+
+def _history(training: Training, experiment: Experiment, data: Splits, **names: Any) -> History:
+    recorded = training.recorder.history() if training.recorder is not None else {}
+    return History(
+        **names,
+        modalities=tuple(experiment.encoders),
+        steps_per_epoch=-(-len(data.train.target) // experiment.batch_size),
+        accuracy=np.array(training.accuracies),
+        statistics={key: values.numpy() for key, values in recorded.items()},
     )

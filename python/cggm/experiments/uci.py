@@ -27,10 +27,17 @@ LARGEST = 6.0
 
 @functools.cache
 def handwritten() -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
-    """Features `[2000, width]` by view, and the digits `[2000]`."""
+    """Features `[1994, width]` by view, and the digits `[1994]`.
+
+    Six of the 2,000 rows repeat an earlier one in every view; they are left out, so that no digit is in two parts.
+    """
     path = resources.files(__package__) / "data" / "uci_digits.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {view: archive[view].astype(np.float32) for view in VIEWS}, archive["digits"].astype(np.int64)
+        views = {view: archive[view].astype(np.float32) for view in VIEWS}
+        digits = archive["digits"].astype(np.int64)
+    _, first = np.unique(np.concatenate(list(views.values()), axis=1), axis=0, return_index=True)
+    rows = np.sort(first)
+    return {view: values[rows] for view, values in views.items()}, digits[rows]
 
 
 def load(seed: int, views: tuple[str, ...] = THREE) -> Splits:
@@ -46,7 +53,7 @@ def load(seed: int, views: tuple[str, ...] = THREE) -> Splits:
         train = features[view][rows[0]]
         spread = train.std(0)
         values = (features[view] - train.mean(0)) / np.where(spread > 0, spread, 1)
-        scaled.append(torch.from_numpy(values.clip(-LARGEST, LARGEST)))  # [2000, width]
+        scaled.append(torch.from_numpy(values.clip(-LARGEST, LARGEST)))  # [1994, width]
     target = torch.from_numpy(digits)
     return Splits(*(Split(tuple(values[part] for values in scaled), target[part]) for part in rows))
 

@@ -1,0 +1,121 @@
+"""The table and the picture of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from .plots import STYLE, optimizer_title
+from .report import Row
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; a marker each, for print.
+LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """A table per data set: accuracies in percent, differences to joint training with their confidence intervals.
+
+    Args:
+        rows: as from `report.summarize`.
+    """
+    return [_table(name, [row for row in rows if row.dataset == name]) for name in _in_order(rows)]
+
+
+def _in_order(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.dataset for row in rows))
+
+
+def _table(name: str, rows: Sequence[Row]) -> Table:
+    modalities = list(rows[0].probe)
+    table = Table(
+        title=f"{name}: test accuracy in %, {max(row.seeds for row in rows)} seeds",
+        title_justify="left",
+        caption="to joint: mean difference and its 95% confidence interval, paired by seed, as are the wins. Probe: a "
+        "linear classifier on what an encoder has learnt. Time of a step and peak memory, relative to joint.",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("", no_wrap=True)
+    probes = [f"probe\n{modality}" for modality in modalities]
+    for heading in ("accuracy", "to joint", "wins", *probes, "step\ntime", "mem-\nory", "learn.\nrate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for optimizer in dict.fromkeys(row.optimizer for row in rows):
+        members = [row for row in rows if row.optimizer == optimizer]
+        joint = next((row for row in members if row.method == "joint"), None)
+        table.add_section()
+        table.add_row(f"[bold]{optimizer_title(optimizer)}[/]")
+        for row in members:
+            table.add_row(
+                f"  {row.method}",
+                row.accuracy.text(),
+                row.interval.text() if row.interval else "",
+                f"{row.wins[0]}/{row.wins[1]}" if row.wins else "",
+                *(f"{100 * row.probe[m].mean:.1f}" for m in modalities),
+                f"{row.relative_time:.2f}x" if row.relative_time is not None else "",
+                f"{row.peak_bytes / joint.peak_bytes:.2f}x"
+                if joint and joint.peak_bytes and row.peak_bytes
+                else "",
+                f"{row.learning_rate:.2g}",
+            )
+        if members[0].alone:
+            alone = (f"{100 * members[0].alone[m].mean:.1f}" for m in modalities)
+            table.add_row("  alone", "", "", "", *alone)
+    return table
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Mean differences to joint training with their confidence intervals: a panel per data set.
+
+    Args:
+        rows: as from `report.summarize`, among them joint runs and others.
+        path: file to write; its ending says which kind.
+
+    Raises:
+        ValueError: nothing to compare with joint training.
+    """
+    compared = [row for row in rows if row.interval is not None]
+    if not compared:
+        raise ValueError("rows hold no difference to joint training: run the method joint and another one")
+    from matplotlib import rc_context
+
+    datasets, methods = _in_order(compared), list(dict.fromkeys(row.method for row in compared))
+    optimizers = list(dict.fromkeys(row.optimizer for row in compared))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.2 + 2.6 * len(datasets), 1.3 + 0.36 * len(methods)), layout="constrained")
+        panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+        for axis, name in zip(panels, datasets, strict=True):
+            axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
+            for i, optimizer in enumerate(optimizers):
+                chosen = [row for row in compared if (row.dataset, row.optimizer) == (name, optimizer)]
+                colour, marker = LOOKS[i % len(LOOKS)]
+                places = [
+                    methods.index(row.method) + 0.22 * (i - (len(optimizers) - 1) / 2) for row in chosen
+                ]
+                means = [100 * row.interval.mean for row in chosen]
+                half = [100 * (row.interval.high - row.interval.mean) for row in chosen]
+                axis.errorbar(
+                    means,
+                    places,
+                    xerr=[0 if math.isinf(value) else value for value in half],
+                    fmt=marker,
+                    color=colour,
+                    markersize=4.5,
+                    elinewidth=1.2,
+                    label=optimizer_title(optimizer),
+                )
+            axis.set_title(name, loc="left")
+            axis.set_xlabel("points")
+        panels[0].set_yticks(range(len(methods)), methods)
+        panels[0].invert_yaxis()
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+        figure.suptitle(
+            "Test accuracy to joint training, 95% intervals", x=0.02, ha="left", fontweight="bold"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160)

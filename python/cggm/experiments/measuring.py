@@ -1,0 +1,106 @@
+"""What is measured of a trained model: accuracy, what its encoders know, what a step holds in memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .experiment import Split, Splits
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, split: Split) -> float:
+    """Share of samples whose largest logit is the target's; the model is left in training mode."""
+    model.eval()
+    correct = (model(*split.inputs).argmax(1) == split.target).double().mean().item()
+    model.train()
+    return correct
+
+
+@torch.no_grad()
+def probe(encoder: nn.Module, data: Splits, modality: int) -> float:
+    """Test accuracy of a logistic regression on what a frozen encoder makes of one modality."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    encoder.eval()
+    train, test = (
+        # An encoder that diverged tells nothing: constant features, and the regression is left to guess.
+        np.nan_to_num(encoder(split.inputs[modality]).numpy(), nan=0.0, posinf=0.0, neginf=0.0)
+        for split in (data.train, data.test)
+    )
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    regression.fit(train, data.train.target.numpy())
+    return float(regression.score(test, data.test.target.numpy()))
+
+
+def peak_bytes(model: nn.Module, optimizer: Optimizer, step: Callable[[], None]) -> int:
+    """The most bytes of tensors held at any moment of a training step.
+
+    What an operator allocates and frees within itself does not count.
+
+    Args:
+        model: its parameters and buffers count.
+        optimizer: its state counts.
+        step: takes one more step, gradients included; every tensor made on the way counts while it lives.
+
+    >>> layer = nn.Linear(250, 1, bias=False)
+    >>> sgd = torch.optim.SGD(layer.parameters())
+    >>> inputs = torch.ones(1, 250)
+    >>> def step():
+    ...     layer(inputs).sum().backward()
+    ...     sgd.step()
+    >>> 2000 <= peak_bytes(layer, sgd, step) < 4000                                   # the weight and its gradient
+    True
+    """
+    optimizer.zero_grad(set_to_none=True)
+    state = (value for values in optimizer.state.values() for value in values.values())
+    held = [*model.parameters(), *model.buffers(), *(v for v in state if isinstance(v, Tensor))]
+    with _LivingStorages(held) as storages:
+        step()
+    return storages.peak
+
+
+class _LivingStorages(TorchDispatchMode):
+    """Sums up the sizes of all storages that operators hand out, for as long as they live."""
+
+    def __init__(self, held: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._living: dict[int, weakref.ref] = {}
+        for tensor in held:
+            self._count(tensor)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place, size = storage._cdata, storage.nbytes()
+        if place in self._living:
+            return
+
+        def freed(_: weakref.ref) -> None:
+            del self._living[place]
+            self.now -= size
+
+        self._living[place] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)

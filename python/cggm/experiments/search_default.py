@@ -1,0 +1,177 @@
+"""The search for the default method: `python -m cggm.experiments.search_default --out FOLDER`.
+
+Every candidate and every baseline gets its learning rate from the validation part (`tuning`), on every data set, with
+every optimizer. The candidates with the highest validation accuracy then meet on more seeds; the one that lies
+closest to the best on average over all cells is chosen, still by validation accuracy. Only the last stage looks at
+test accuracies, on seeds that chose nothing. A search that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from cggm.policies import CGGM, ModalityDropout, NormEqualization, UnimodalLosses
+
+from .datasets import DATASETS
+from .intervals import Interval
+from .methods import METHODS, Method
+from .results import Job, Outcome
+from .runner import plan
+from .store import Store
+from .tuning import of_dataset, tune
+
+OPTIMIZERS = ("sgd", "adam")
+SETS = ("avdigits", "avdigits-noisier", "avdigits-pca", "uci", "watch")
+BASELINES = ("joint", "mmpareto")
+CANDIDATES: Mapping[str, Method] = {
+    "norm-equalization": Method(NormEqualization()),
+    "unimodal + dropout .2": Method(UnimodalLosses() + ModalityDropout(0.2)),
+    "unimodal + dropout .35": Method(UnimodalLosses() + ModalityDropout(0.35)),
+    "unimodal 2 + dropout .35": Method(UnimodalLosses(weight=2.0) + ModalityDropout(0.35)),
+    "norm-equalization + dropout .2": Method(NormEqualization() + ModalityDropout(0.2)),
+    "norm-equalization + dropout .35": Method(NormEqualization() + ModalityDropout(0.35)),
+    "unimodal + cggm + dropout .35": Method(UnimodalLosses() + CGGM() + ModalityDropout(0.35)),
+}
+ENCODER_FACTORS = (0.25, 4.0)  # "a learning rate per encoder": one encoder slower or faster than the rest
+
+Cell = tuple[str, str]  # data set, optimizer
+Scores = dict[Cell, dict[str, dict[int, float]]]  # cell -> method -> seed -> accuracy
+
+
+def encoder_rates(modalities: int) -> dict[str, Method]:
+    """Joint training with one encoder's learning rate apart from the others'.
+
+    >>> list(encoder_rates(2))
+    ['joint, rates 0.25 1', 'joint, rates 4 1', 'joint, rates 1 0.25', 'joint, rates 1 4']
+    """
+    made = {}
+    for encoder in range(modalities):
+        for factor in ENCODER_FACTORS:
+            rates = tuple(factor if i == encoder else 1.0 for i in range(modalities))
+            made["joint, rates " + " ".join(f"{rate:g}" for rate in rates)] = Method(encoder_rates=rates)
+    return made
+
+
+def gather(outcomes: Iterable[Outcome], *, part: str) -> Scores:
+    """Accuracies on a part, `"validation"` or `"accuracy"` (test), by cell, method and seed."""
+    scores: Scores = {}
+    for outcome in outcomes:
+        for run in outcome.runs:
+            methods = scores.setdefault((run.dataset, run.optimizer), {})
+            methods.setdefault(run.method, {})[run.seed] = getattr(run, part)
+    return scores
+
+
+def ranking(scores: Scores, methods: Sequence[str]) -> dict[str, float]:
+    """Mean distance of each method to the best of its cell, over all cells; the smallest first.
+
+    >>> scores = {("a", "sgd"): {"x": {0: 0.9}, "y": {0: 0.7}}, ("b", "sgd"): {"x": {0: 0.5}, "y": {0: 0.6}}}
+    >>> ranking(scores, ["x", "y"])
+    {'x': 0.05, 'y': 0.1}
+    """
+    distances: dict[str, list[float]] = {name: [] for name in methods}
+    for by_method in scores.values():
+        means = {name: statistics.fmean(by_method[name].values()) for name in methods}
+        for name, mean in means.items():
+            distances[name].append(max(means.values()) - mean)
+    found = {name: round(statistics.fmean(values), 6) for name, values in distances.items()}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def search(store: Store, *, seeds: tuple[int, int, int], finalists: int, processes: int | None) -> None:
+    """Run the three stages and print what each of them found.
+
+    Args:
+        store: remembers the runs.
+        seeds: how many to tune on (from 0), to choose on (from 0) and to confirm on (from 1000).
+        finalists: how many candidates go from the first stage into the second.
+        processes: workers, by default one per core.
+    """
+    tuning, choosing, confirming = (
+        range(seeds[0]),
+        range(seeds[1]),
+        range(1000, 1000 + seeds[2]),
+    )
+
+    def run(jobs: list[Job]) -> list[Outcome]:
+        return list(store.execute(jobs, processes=processes))
+
+    def accuracies(methods: Mapping[Cell, Sequence[str]], numbers: range, part: str) -> Scores:
+        jobs = []
+        for (name, optimizer), names in methods.items():
+            jobs += plan(
+                DATASETS[name],
+                methods={m: contestants[name][m] for m in dict.fromkeys(names)},
+                optimizers=[optimizer],
+                seeds=numbers,
+                learning_rates=of_dataset(rates, name),
+                only_accuracy=True,
+            )
+        return gather(run(jobs), part=part)
+
+    apart = {name: encoder_rates(len(DATASETS[name]().encoders)) for name in SETS}
+    contestants = {name: {m: METHODS[m] for m in BASELINES} | dict(CANDIDATES) | apart[name] for name in SETS}
+    cells = [(name, optimizer) for name in SETS for optimizer in OPTIMIZERS]
+    tasks = [(DATASETS[name], contestants[name]) for name in SETS]
+    rates = tune(tasks, optimizers=OPTIMIZERS, seeds=tuning, run=run)
+
+    first = accuracies({cell: list(contestants[cell[0]]) for cell in cells}, tuning, "validation")
+    print(
+        f"Tuned on seeds 0-{seeds[0] - 1}; mean distance to the best of the {len(cells)} cells, validation:"
+    )
+    _show(order := ranking(first, list(CANDIDATES)))
+    finalists_names = list(order)[:finalists]
+    second = accuracies(dict.fromkeys(cells, finalists_names), choosing, "validation")
+    print(f"Chosen on seeds 0-{seeds[1] - 1}, validation:")
+    _show(order := ranking(second, finalists_names))
+    winner = next(iter(order))
+    print(f"The choice: {winner}. Test accuracy on seeds {confirming[0]}-{confirming[-1]}:", flush=True)
+    last = {}
+    for cell in cells:
+        means = {m: statistics.fmean(first[cell][m].values()) for m in apart[cell[0]]}
+        last[cell] = [*BASELINES, max(means, key=means.get), winner]
+    for cell, by_method in accuracies(last, confirming, "accuracy").items():
+        _confirm(by_method, cell, winner, rates)
+
+
+def _show(order: Mapping[str, float]) -> None:
+    for name, distance in order.items():
+        print(f"  {100 * distance:5.2f}  {name}")
+
+
+def _confirm(
+    by_method: Mapping[str, Mapping[int, float]],
+    cell: Cell,
+    winner: str,
+    rates: Mapping[tuple[str, str, str], float],
+) -> None:
+    print(", ".join(cell))
+    for method, accuracies in by_method.items():
+        mean = 100 * statistics.fmean(accuracies.values())
+        line = f"  {method:34} lr {rates[(*cell, method)]:<7.2g} {mean:5.1f}"
+        for other in BASELINES:
+            if method != other:
+                paired = [accuracies[seed] - by_method[other][seed] for seed in accuracies]
+                line += f"   to {other} {Interval.of(paired).text()}"
+        print(line + ("   <-" if method == winner else ""))
+
+
+def main() -> None:
+    """Read the arguments and search."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("search"), help="folder for search.jsonl")
+    parser.add_argument(
+        "--seeds", type=int, nargs=3, default=(2, 10, 20), help="to tune, choose and confirm on"
+    )
+    parser.add_argument("--finalists", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=None)
+    options = parser.parse_args()
+    store = Store(options.out / "search.jsonl")
+    search(store, seeds=tuple(options.seeds), finalists=options.finalists, processes=options.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""A file that remembers what has been run: one line of JSON per job, so that a killed comparison goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .results import Alone, Job, Outcome, Run
+from .runner import execute
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """Everything that decides what a job finds, in words that compare equal for equal jobs.
+
+    >>> from cggm.experiments import avdigits
+    >>> from cggm.experiments.methods import choose_methods
+    >>> job = Job(build=avdigits.build, optimizer="adam", methods=choose_methods(["joint"]), seed=1, epochs=2)
+    >>> describe(job)["methods"]["joint"][-1]
+    0.002
+    """
+    experiment = job.build()
+    own = experiment.learning_rates[job.optimizer]
+    return {
+        "dataset": experiment.name,
+        "optimizer": job.optimizer,
+        "seed": job.seed,
+        "epochs": job.epochs,
+        "only_accuracy": job.only_accuracy,
+        "methods": {
+            name: [repr(method), job.learning_rates.get(name, own)] for name, method in job.methods.items()
+        },
+    }
+
+
+class Store:
+    """Outcomes by job, in a JSON-lines file.
+
+    A line that was cut off when its process was killed counts as not written. Histories are not kept.
+
+    Args:
+        path: the file; made with the first outcome, in a folder that is made too.
+
+    Raises:
+        ValueError: a line that is not one of this file's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: dict[str, dict[str, Any]] = {}
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole, _, cut_off = text.rpartition("\n")
+        for number, line in enumerate(whole.splitlines(), 1):
+            content = _parse(line, f"{path}: line {number}")
+            self._lines[_key(content["job"])] = content
+        if cut_off:
+            path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+
+    def find(self, job: Job) -> Outcome | None:
+        """What the job found when it was run, or None."""
+        content = self._lines.get(_key(describe(job)))
+        if content is None:
+            return None
+        alone = content["alone"]
+        return Outcome(
+            job=job,
+            runs=[Run(**run) for run in content["runs"]],
+            alone=None if alone is None else Alone(**alone),
+        )
+
+    def add(self, outcome: Outcome) -> None:
+        """Write the outcome to the end of the file."""
+        content = {
+            "job": describe(outcome.job),
+            "runs": [dataclasses.asdict(run) for run in outcome.runs],
+            "alone": None if outcome.alone is None else dataclasses.asdict(outcome.alone),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(content) + "\n")
+        self._lines[_key(content["job"])] = content
+
+    def execute(self, jobs: Sequence[Job], **options: Any) -> Iterator[Outcome]:
+        """As `runner.execute`, which gets the options; jobs in the file are not run again.
+
+        Args:
+            jobs: what to do.
+            options: `processes` and `advance`, which is told the epochs of jobs in the file at once.
+        """
+        known = [(job, self.find(job)) for job in jobs]
+        for job, outcome in known:
+            if outcome is not None:
+                if "advance" in options:
+                    options["advance"](job.epochs)
+                yield outcome
+        missing = [job for job, outcome in known if outcome is None]
+        if missing:
+            for outcome in execute(missing, **options):
+                self.add(outcome)
+                yield outcome
+
+
+def _parse(line: str, place: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict) or not {"job", "runs", "alone"} <= set(content):
+        raise ValueError(f"{place} is not a finished job; name another folder, or delete the file")
+    return content
+
+
+def _key(description: dict[str, Any]) -> str:
+    return json.dumps(description, sort_keys=True)
