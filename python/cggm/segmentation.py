@@ -75,7 +75,10 @@ class Segmentation:
                     f"{classes} classes"
                 )
             weight = _constant(self.class_weights, output.device)
-        true = F.one_hot(target, classes).movedim(-1, 1).float()  # [B, C, ...]
+        numbers = torch.arange(classes, device=output.device).view(-1, *[1] * (output.ndim - 2))
+        true = (
+            target[:, None] == numbers
+        ).float()  # [B, C, ...]; one_hot would look at the values on the host
         others = [0, *range(2, output.ndim)]
         probabilities = output.softmax(1)
         both = (probabilities * true).sum(others)  # [C]
