@@ -120,7 +120,7 @@ def adamw_(
         >>> param, m, t
         (tensor([0.9500]), tensor([0.2000]), tensor(1.))
     """
-    mutated = {"params": params, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps}
+    mutated = {"params": params}  # autograd never holds on to the optimizer's state
     rest = (*_folded(modulation), settings.lr, *settings.betas, settings.eps, settings.weight_decay)
     flags = (settings.decoupled, settings.maximize)
     mutate(schema.adamw_, mutated, params, grads, exp_avgs, exp_avg_sqs, steps, *rest, *flags)
@@ -168,7 +168,7 @@ def sgd_(
         >>> param
         tensor([0.4000])
     """
-    mutated = {"params": params, "momentum_buffers": momentum_buffers}
+    mutated = {"params": params}
     rest = (*_folded(modulation), settings.lr, settings.momentum, settings.dampening, settings.weight_decay)
     flags = (settings.nesterov, settings.maximize, first)
     mutate(schema.sgd_, mutated, params, grads, momentum_buffers, *rest, *flags)
