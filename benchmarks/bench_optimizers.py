@@ -1,0 +1,99 @@
+"""adamw_ and sgd_ with the modulation folded in, against scaling first and torch's optimizers after it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from harness import Memory, compare
+
+from cggm_ops import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COEFFICIENTS = (0.99999, 1.00001, 0.99998, 1.00002)
+
+
+def make(tensors, elements, dtype):
+    torch.manual_seed(0)
+    return [(torch.randn(elements // tensors) * 0.01).to(DTYPES[dtype]) for _ in range(tensors)]
+
+
+def pytest_generate_tests(metafunc):
+    if "elements" in metafunc.fixturenames:
+        sizes = [(10, 100_000), (200, 200_000), (1000, 5_000_000), (200, 25_000_000)]
+        if metafunc.config.getoption("--large"):
+            sizes.append((200, 100_000_000))
+        metafunc.parametrize(("tensors", "elements"), sizes)
+
+
+def scale_by_foreach(grads, modalities):
+    """One call per modality, the coefficients on the host already."""
+    for modality in range(modalities):
+        torch._foreach_mul_(grads[modality::modalities], COEFFICIENTS[modality % 4])
+
+
+def scale_by_loop(grads, coefficients):
+    """As the released scripts do: one parameter after the other, each with a tensor that the host reads."""
+    for index, grad in enumerate(grads):
+        grad *= coefficients[index % len(coefficients)].item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adamw(benchmark, dtype, tensors, elements):
+    modalities = 2
+    params, grads, exp_avgs, exp_avg_sqs = (make(tensors, elements, dtype) for _ in range(4))
+    exp_avg_sqs = [tensor.abs() for tensor in exp_avg_sqs]
+    steps = [torch.tensor(10.0) for _ in params]
+    coefficients = torch.tensor(COEFFICIENTS[:modalities])
+    modulation = Modulation(owner=[i % modalities for i in range(tensors)], grad_scale=coefficients)
+    settings = AdamSettings(lr=1e-4, weight_decay=0.01)
+    options = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "eps": 1e-8}
+
+    def fused():
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            params, grads, exp_avgs, exp_avg_sqs, [], steps, amsgrad=False, maximize=False, **options
+        )
+
+    def ours():
+        state = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps}
+        adamw_(params, grads, **state, settings=settings, modulation=modulation)
+
+    nbytes = sum(param.nbytes for param in params)
+    compare(
+        benchmark,
+        ours,
+        {
+            "fused without modulation": fused,
+            "foreach mul + fused": lambda: (scale_by_foreach(grads, modalities), fused()),
+            "loop + fused": lambda: (scale_by_loop(grads, coefficients), fused()),
+        },
+        memory=Memory(read=4 * nbytes, written=3 * nbytes),
+        rounds=15 if elements < 10_000_000 else 7,
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd(benchmark, tensors, elements, momentum):
+    modalities = 2
+    params, grads, buffers = (make(tensors, elements, "float32") for _ in range(3))
+    coefficients = torch.tensor(COEFFICIENTS[:modalities])
+    modulation = Modulation(owner=[i % modalities for i in range(tensors)], grad_scale=coefficients)
+    settings = SGDSettings(lr=1e-4, momentum=momentum)
+    own = buffers if momentum else []
+    options = {"lr": 1e-4, "momentum": momentum, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+
+    def fused():
+        torch._fused_sgd_(params, grads, own, maximize=False, is_first_step=False, **options)
+
+    nbytes = sum(param.nbytes for param in params)
+    compare(
+        benchmark,
+        lambda: sgd_(params, grads, momentum_buffers=own, settings=settings, modulation=modulation),
+        {
+            "fused without modulation": fused,
+            "foreach mul + fused": lambda: (scale_by_foreach(grads, modalities), fused()),
+            "loop + fused": lambda: (scale_by_loop(grads, coefficients), fused()),
+        },
+        memory=Memory(read=(3 if momentum else 2) * nbytes, written=(2 if momentum else 1) * nbytes),
+        rounds=15 if elements < 10_000_000 else 7,
+    )
