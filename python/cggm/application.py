@@ -173,17 +173,17 @@ def accumulate_(
         sets: one set, which counts as it is, or two; each of S tensors. The first one is mutated.
         weigh: as `Policy.weigh`: dot products `[S, 2, 2]` to weights `[S, 2]`.
     """
-    first = sets[0][0]
-    ones = torch.ones(len(parameters), 1, dtype=torch.float64, device=first.device)
+    ones = torch.ones(len(parameters), 1, dtype=torch.float64, device=sets[0][0].device)
     weights = weigh(segment_gram(sets)) if len(sets) == 2 else ones  # [S, K]
     empty = [parameter.grad is None for parameter in parameters]
-    for fresh, rule in ((True, weights), (False, torch.cat([ones, weights], 1))):
+    for fresh in set(empty):
         rows = [i for i, is_empty in enumerate(empty) if is_empty == fresh]
         chosen = [[one[i] for i in rows] for one in sets]
+        rule = weights
         if not fresh:
             chosen.insert(0, [parameters[i].grad for i in rows])
-        if rows:
-            segment_combine_(chosen, torch.stack([rule[i] for i in rows]))
+            rule = torch.cat([ones, weights], 1)
+        segment_combine_(chosen, rule if len(rows) == len(empty) else torch.stack([rule[i] for i in rows]))
         for i, gradient in zip(rows, chosen[0], strict=True):
             parameters[i].grad = gradient
 

@@ -68,8 +68,9 @@ class MMPareto(Policy):
         """Weights `[S, 2]`, norm and γ included, from the dot products `[S, 2, 2]` of an encoder's S tensors."""
         x, y, z = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]  # [S]
         weight = pareto_weight(x.sum(), y.sum(), z.sum())
-        weights = 2 * torch.stack([weight, 1 - weight])  # [2]
-        squared = torch.einsum("k,skl,l->s", weights, gram, weights)  # [S], ‖h‖²
+        weights = torch.stack([2 * weight, 2 - 2 * weight])  # [2]
+        one, other = weights[0], weights[1]
+        squared = one * one * x + 2 * one * other * y + other * other * z  # [S], ‖h‖²
         plain = x + 2 * y + z  # [S], ‖g_m + g_u‖²
         return self.gamma * _raise(plain, squared).sqrt()[:, None] * weights
 
