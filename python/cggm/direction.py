@@ -115,6 +115,22 @@ def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> S
     return {"direction_value": value.detach(), "direction_gradient": gradient}
 
 
+def initial_state(policy: Policy, model: MultimodalModel) -> State:
+    """A policy's state before the first step, with what its direction remembers: all that a checkpoint holds.
+
+    Args:
+        policy: says what there is to remember.
+        model: its modalities and its head.
+    """
+    head = model.head_weight
+    state = policy.initial_state(torch.zeros(len(model.modalities.names), device=head.device))
+    if policy.lam > 0 and policy.direction == "weights":
+        empty = {"device": head.device, "dtype": head.dtype}  # of the whole, where the head itself is sharded
+        state = {**state, "direction_value": torch.zeros((), **empty)}
+        state["direction_gradient"] = torch.zeros(head.shape, **empty)
+    return state
+
+
 def weights_term(head: Tensor, state: State) -> Tensor | float:
     """The term `G` that `weights_state` found in the step before; 0 in the first step."""
     if "direction_value" not in state:

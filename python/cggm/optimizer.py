@@ -224,12 +224,15 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
 
     def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
-        checkpoint.add_entries(state_dict, self.base, self._model.classifiers, self._state)
+        state = self._state or direction.initial_state(self.policy, self._model)
+        checkpoint.add_entries(state_dict, self.base, self._model.classifiers, state)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        plain, values, state = checkpoint.take_entries(state_dict, self.base, self._model.classifiers)
+        expected = direction.initial_state(self.policy, self._model)
+        classifiers = self._model.classifiers
+        plain, values, state = checkpoint.take_entries(state_dict, self.base, classifiers, expected)
         self.base.load_state_dict(plain)
-        self._state = checkpoint.restore(self._model.classifiers, values, state)
-        self._fresh = False
+        self._state = checkpoint.restore(classifiers, values, state)
+        self._fresh &= values is None
         self._pending.clear()
         self._tell_junctions()
