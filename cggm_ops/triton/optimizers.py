@@ -26,12 +26,11 @@ def factor(scale, stride, modality, IS_GIVEN: tl.constexpr):  # noqa: ANN001, AN
 
 
 @triton.jit
-def is_skipped(found_inf, IS_GIVEN: tl.constexpr):  # noqa: ANN001, ANN201
-    """Whether the step must change nothing."""
-    value = tl.full((), 0.0, tl.float32)
+def if_not_skipped(value, found_inf, IS_GIVEN: tl.constexpr):  # noqa: ANN001, ANN201
+    """The value, or 0 where the step must change nothing: a chunk of no elements is neither read nor written."""
     if IS_GIVEN:
-        value = tl.load(found_inf)
-    return value != 0.0
+        value = tl.where(tl.load(found_inf) != 0.0, 0, value)
+    return value
 
 
 @triton.jit
@@ -60,8 +59,8 @@ def adamw_kernel(  # noqa: ANN201
         tl.load(row + 6),
         tl.load(row + 7),
     )
-    if is_skipped(found_inf, HAS_FOUND_INF):
-        return
+    count = if_not_skipped(count, found_inf, HAS_FOUND_INF)
+    is_fast = if_not_skipped(is_fast, found_inf, HAS_FOUND_INF)
     rate = tl.load(settings) * factor(update_scale, update_stride, modality, HAS_UPDATE_SCALE)
     weight_decay, eps = tl.load(settings + 3), tl.load(settings + 2).to(ARITHMETIC)
     steps = tl.load(counts + position)
@@ -111,8 +110,8 @@ def sgd_kernel(  # noqa: ANN201
     """One step of SGD over one chunk."""
     row = table + tl.program_id(0) * 8
     count, is_fast, modality = tl.load(row + 3), tl.load(row + 4), tl.load(row + 6)
-    if is_skipped(found_inf, HAS_FOUND_INF):
-        return
+    count = if_not_skipped(count, found_inf, HAS_FOUND_INF)
+    is_fast = if_not_skipped(is_fast, found_inf, HAS_FOUND_INF)
     rate = tl.load(settings) * factor(update_scale, update_stride, modality, HAS_UPDATE_SCALE)
     scale = factor(grad_scale, grad_stride, modality, HAS_GRAD_SCALE) * tl.load(settings + 4)
     momentum = tl.load(settings + 1).to(ARITHMETIC)

@@ -74,7 +74,7 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
 def read(address, offsets, count, is_fast, ELEMENT: tl.constexpr):  # noqa: ANN001, ANN201
     """Read a chunk, zeros beyond its end. A mask would keep accesses from being 128 bits wide."""
     if is_fast:
-        values = tl.load(tl.multiple_of(address, 16).to(tl.pointer_type(ELEMENT)) + offsets)
+        values = tl.load(tl.multiple_of(address.to(tl.pointer_type(ELEMENT)), 16) + offsets)
     else:
         values = tl.load(address.to(tl.pointer_type(ELEMENT)) + offsets, mask=offsets < count, other=0.0)
     return values
@@ -84,7 +84,7 @@ def read(address, offsets, count, is_fast, ELEMENT: tl.constexpr):  # noqa: ANN0
 def write(address, offsets, count, is_fast, values, ELEMENT: tl.constexpr):  # noqa: ANN001, ANN201
     """Write a chunk, nothing beyond its end."""
     if is_fast:
-        tl.store(tl.multiple_of(address, 16).to(tl.pointer_type(ELEMENT)) + offsets, values)
+        tl.store(tl.multiple_of(address.to(tl.pointer_type(ELEMENT)), 16) + offsets, values)
     else:
         tl.store(address.to(tl.pointer_type(ELEMENT)) + offsets, values, mask=offsets < count)
 

@@ -1,0 +1,84 @@
+"""Triton's kernels without a GPU: right under its interpreter, and fast machine code from its compiler."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cggm_ops
+
+HERE = Path(__file__).parent
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+
+def run(program, *arguments, **environment):
+    """Run a program of this folder in a process of its own: the interpreter is chosen when Triton is imported."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, str(HERE / program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**inherited, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@needs_triton
+@pytest.mark.slow
+def test_every_kernel_is_right_under_the_interpreter():
+    # More tensors than a launch takes are a matter of the compiled kernels' tables, and slow to interpret.
+    out = run("kernel_checks.py", "--backend", "triton", "--without", "many", TRITON_INTERPRET="1")
+    assert out.strip().endswith("32 checks passed on cpu"), out
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_every_kernel_compiles_without_local_memory_and_with_wide_accesses(architecture, tmp_path):
+    lines = run("triton_ahead_of_time.py", architecture, TRITON_CACHE_DIR=str(tmp_path)).splitlines()
+    kernels = [json.loads(line) for line in lines]
+    assert len(kernels) == 17
+    for kernel in kernels:
+        assert kernel["local"] == kernel["spills"] == 0, kernel
+        if kernel["dtype"] is not None:
+            assert 128 in kernel["loads"], kernel
+        if kernel["kernel"] in (
+            "scale_kernel",
+            "backward_kernel",
+            "combine_kernel",
+            "adamw_kernel",
+            "sgd_kernel",
+        ):
+            assert 128 in kernel["stores"], kernel
+
+
+def test_triton_is_not_imported_before_it_is_used():
+    program = (
+        "import sys, torch; before = set(sys.modules); import cggm_ops; print(*set(sys.modules) - before)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "cggm_ops.triton" not in result.stdout.split()
+    assert "triton" not in result.stdout.split()
+
+
+def test_forcing_a_backend():
+    before = cggm_ops.backend("cpu")
+    with cggm_ops.use_backend("reference"):
+        assert cggm_ops.backend("cpu") == cggm_ops.backend("cuda") == "reference"
+        with pytest.raises(RuntimeError, match="being forced already"), cggm_ops.use_backend("reference"):
+            pass
+    assert cggm_ops.backend("cpu") == before
+    with (
+        pytest.raises(ValueError, match='"triton" or "compiled", found \'fast\''),
+        cggm_ops.use_backend("fast"),
+    ):
+        pass
