@@ -7,7 +7,7 @@ TESTABLE := $(VENV)/.testable
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/cggm demo
@@ -20,6 +20,10 @@ test-all: $(TESTABLE)
 
 bench: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-json=benchmark.json
+
+# With what is installed beside $(PYTHON), on a machine with a GPU and perhaps without a network.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check .
