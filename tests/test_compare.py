@@ -352,7 +352,7 @@ def test_a_line_cut_off_is_run_again_and_rubbish_is_refused(tmp_path):
 def test_intervals_are_students():
     values = [0.01, 0.03, 0.02, 0.05]
     interval = Interval.of(values)
-    half = 3.182446 * np.std(values, ddof=1) / 2
+    half = 3.18244630528 * np.std(values, ddof=1) / 2
     assert interval == pytest.approx((0.0275, 0.0275 - half, 0.0275 + half), rel=1e-6)
     assert Interval.of([0.01]).text() == "+1.0"
 

@@ -27,12 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from cggm.experiments.compare import Comparison, run_compare
+    from cggm.experiments.papers.command import PaperExperiment, run_experiment
 
-    commands = {"demo": demo, "compare": Comparison, "info": info}
+    commands = {"demo": demo, "compare": Comparison, "experiment": PaperExperiment, "info": info}
     try:
         chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
         if isinstance(chosen, Comparison):
             return 0 if run_compare(chosen) else INTERRUPTED
+        if isinstance(chosen, PaperExperiment):
+            run_experiment(chosen)
+            return 0
         return chosen
     except ValueError as error:  # an argument that the library refuses, in the library's words
         print(f"cggm: {error}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The papers' experiments, for whoever has their data; needs the extra `cggm[papers]`."""
