@@ -1,4 +1,4 @@
-"""The command line: `cggm demo`, `cggm compare`, `cggm experiment` and `cggm info`."""
+"""The command line: `cggm demo`, `cggm compare`, `cggm experiment`, `cggm bench` and `cggm info`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cggm.experiments.compare import Comparison, run_compare
     from cggm.experiments.papers.command import PaperExperiment, run_experiment
 
-    commands = {"demo": demo, "compare": Comparison, "experiment": PaperExperiment, "info": info}
+    commands = {
+        "demo": demo,
+        "compare": Comparison,
+        "experiment": PaperExperiment,
+        "bench": bench,
+        "info": info,
+    }
     try:
         chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
         if isinstance(chosen, Comparison):
@@ -78,6 +84,20 @@ def demo(
         epochs=epochs,
     )
     return 0 if complete else INTERRUPTED
+
+
+def bench(*, plot: Path, out: Path = Path("benchmark.png")) -> int:
+    """Draw what `make bench` has measured.
+
+    Args:
+        plot: The JSON file that it wrote.
+        out: The picture to write.
+    """
+    from cggm.experiments.bench_plot import plot_benchmarks, read_comparisons
+
+    plot_benchmarks(read_comparisons(plot), out)
+    print(f"wrote {out}")
+    return 0
 
 
 def info() -> int:

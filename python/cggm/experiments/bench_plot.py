@@ -1,0 +1,89 @@
+"""The picture of `make bench`: how many times as long the alternatives took, one panel per benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .plots import STYLE
+
+# Okabe and Ito's colours, in the order in which alternatives are met.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the picture: what was timed, on which case, and the others' times in units of ours.
+
+    Args:
+        benchmark: the benchmark's name without its case.
+        case: the parameters of the case.
+        ratios: alternative -> its time divided by ours; above 1, ours is faster.
+    """
+
+    benchmark: str
+    case: str
+    ratios: Mapping[str, float]
+
+
+def read_comparisons(path: Path) -> list[Comparison]:
+    """The comparisons in a JSON file of pytest-benchmark, in its order.
+
+    Args:
+        path: what `make bench` wrote.
+
+    Raises:
+        ValueError: the file is not there, is not such a JSON, or compares nothing.
+    """
+    try:
+        benchmarks: Sequence[Mapping[str, Any]] = json.loads(path.read_text())["benchmarks"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a result of `make bench`: {type(error).__name__}: {error}"
+        ) from error
+    found = []
+    for benchmark in benchmarks:
+        name, _, case = benchmark["name"].removesuffix("]").partition("[")
+        if "ratio" in benchmark["extra_info"]:
+            ratios = benchmark["extra_info"]["ratio"]
+            found.append(Comparison(name.removeprefix("test_").replace("_", " "), case or "-", ratios))
+    if not found:
+        raise ValueError(f"{path} holds no comparison: run `make bench` to make one")
+    return found
+
+
+def plot_benchmarks(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Draw one panel per benchmark, a row per case, a mark per alternative; losses lie left of the line at 1.
+
+    Args:
+        comparisons: at least one.
+        path: file to write.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(c.benchmark for c in comparisons))
+    panels = [[c for c in comparisons if c.benchmark == name] for name in names]
+    heights = [len(panel) + 2.0 for panel in panels]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.26 * sum(heights) + 0.5), layout="constrained")
+        axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axis, name, panel in zip(axes, names, panels, strict=True):
+            for index, alternative in enumerate(dict.fromkeys(a for c in panel for a in c.ratios)):
+                rows = [(c.ratios[alternative], y) for y, c in enumerate(panel) if alternative in c.ratios]
+                axis.plot(
+                    *zip(*rows, strict=True), "o", color=COLOURS[index % len(COLOURS)], label=alternative
+                )
+            axis.axvline(1, color="#000000", linewidth=0.8)
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("{x:g}")
+            axis.set_yticks(range(len(panel)), [c.case for c in panel])
+            axis.set_ylim(len(panel) - 0.5, -0.5)
+            axis.set_title(name, loc="left")
+            axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2)
+        axes[-1].set_xlabel("time of the alternative / time of ours")
+        figure.savefig(path, dpi=120)
