@@ -3,15 +3,17 @@
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
-// Two consecutive vectors of doubles.
+// As many vectors of doubles as one load gives: two for the halves of a register, one for everything else.
 template <typename T>
-inline void load_pair(const T* p, Doubles (&pair)[2]) {
+constexpr int kLoaded = sizeof(T) == 2 ? 2 : 1;
+template <typename T>
+inline void load_some(const T* p, Doubles (&some)[kLoaded<T>]) {
   if constexpr (sizeof(T) == 2) {
     const Floats v = load(p);
-    pair[0] = widen_low(v);
-    pair[1] = widen_high(v);
+    some[0] = widen_low(v);
+    some[1] = widen_high(v);
   } else {
-    for (int k = 0; k < 2; ++k) pair[k] = load_doubles(p + k * (kLanes / 2));
+    some[0] = load_doubles(p);
   }
 }
 
@@ -22,12 +24,12 @@ void gram_of(const T* const* rows, int64_t offset, int64_t n, double* out) {
   constexpr int kParts = kElements / (kLanes / 2);
   Doubles sums[K][K][kParts] = {};
   const auto add = [&sums](const T* const (&x)[K]) {
-    for (int p = 0; p < kParts; p += 2) {
-      Doubles pairs[K][2];
-      for (int k = 0; k < K; ++k) load_pair(x[k] + p * (kLanes / 2), pairs[k]);
-      for (int q = 0; q < 2; ++q)
+    for (int p = 0; p < kParts; p += kLoaded<T>) {
+      Doubles some[K][kLoaded<T>];
+      for (int k = 0; k < K; ++k) load_some(x[k] + p * (kLanes / 2), some[k]);
+      for (int q = 0; q < kLoaded<T>; ++q)
         for (int j = 0; j < K; ++j)
-          for (int k = j; k < K; ++k) sums[j][k][p + q] += pairs[j][q] * pairs[k][q];
+          for (int k = j; k < K; ++k) sums[j][k][p + q] += some[j][q] * some[k][q];
     }
   };
   const T* x[K];

@@ -12,8 +12,6 @@ inline void for_each_vector(T* const (&arrays)[kPointers], int64_t n, const F& f
   for (; i + kStep <= n; i += kStep) {
     T* here[kPointers];
     for (int k = 0; k < kPointers; ++k) here[k] = arrays[k] + i;
-    if (i % (64 / (int)sizeof(T)) == 0)
-      for (int k = 0; k < kPointers; ++k) __builtin_prefetch(reinterpret_cast<const char*>(here[k]) + kAhead);
     f(here);
   }
   if (i == n) return;
