@@ -178,17 +178,15 @@ def test_food101(tmp_path):
     assert len(built.data.train[3][0][1]) > len(built.data.train[0][0][1]), "texts of different lengths"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("nifti", [False, True])
-def test_brats(tmp_path, nifti):
-    result = run(tmp_path, "brats", write_brats(tmp_path / "data", nifti=nifti))
+def test_brats(tmp_path, monkeypatch):
+    monkeypatch.setattr(brats, "CROP", 64)
+    result = run(tmp_path, "brats", write_brats(tmp_path / "data"))
     assert set(result["test"]) == {"whole", "core", "enhancing"}
 
 
-@pytest.mark.slow
 def test_cremad(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
     monkeypatch.setattr(cremad.build, "__kwdefaults__", {"side": 64})
+    (tmp_path / "data").mkdir()
     run(tmp_path, "cremad", write_cremad(tmp_path / "data"), "ogm-ge")
 
 
