@@ -38,8 +38,11 @@ def segment_gram(sets: Sequence[Sequence[Tensor]]) -> Tensor:
         tensor([[[25.,  0.],
                  [ 0., 25.]]], dtype=torch.float64)
     """
-    with torch.no_grad():
-        return schema.segment_gram(_flatten(sets), len(sets))
+    tensors = _flatten(sets)
+    if torch.compiler.is_compiling():
+        return schema.segment_gram(tensors, len(sets))
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # records nothing, and costs less than no_grad
+        return schema.segment_gram(tensors, len(sets))
 
 
 def segment_combine_(

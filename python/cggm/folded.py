@@ -8,6 +8,7 @@ wrapped optimizer's own `step`. Which of the two it is, is decided in `Folding.r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from operator import is_
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.optim import optimizer as torch_optimizer
 from cggm_ops import AdamSettings, Modulation, SGDSettings, adamw_, backend, sgd_
 from cggm_ops.checks import DTYPES, is_dense
 
+Entry = dict[str, Any]  # the optimizer's state of one parameter
 Modulate = Callable[[list[Tensor]], Modulation]  # what applies to these parameters, all on one device
 
 _PLAIN = (nn.Parameter, Tensor)  # no subclass: what is inside a DTensor is for its own optimizer to know
@@ -33,13 +35,18 @@ class Folding:
 
     def __init__(self, base: Optimizer) -> None:
         self._base = base
-        self._fitting: tuple[Any, list[Tensor]] = (
-            None,
-            [],
-        )  # state and parameters whose layouts are known to fit
+        self._forget()
+
+    def _forget(self) -> None:
+        self._fitting: tuple[list[Tensor], list[Entry]] = ([], [])  # parameters and states whose layouts fit
+        self._entries: list[Entry] = []  # the states of the parameters, in their order
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fitting": (None, [])}
+        return {"_base": self._base}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     def refusal(self) -> str | None:
         """Why the optimizer has to take its step itself, in words for people; None where it can be folded."""
@@ -66,23 +73,25 @@ class Folding:
         return self._layout_reason(parameters)
 
     def step(self, modulate: Modulate) -> None:
-        """Take the step; only where `refusal()` is None.
+        """Take the step; only right after `refusal()` was None.
 
         Args:
             modulate: called for the parameters that have gradients, group by group and device by device.
         """
 
         def run(base: Optimizer) -> None:
+            entries = iter(self._entries)
             for group in base.param_groups:
-                _RULES[type(base)](base, group, modulate)
+                _RULES[type(base)](base, group, list(islice(entries, len(group["params"]))), modulate)
 
         with torch.no_grad():
             Optimizer.profile_hook_step(run)(self._base)  # with hooks and label, as the optimizer's own step
 
     def _layout_reason(self, parameters: list[Tensor]) -> str | None:
-        """Looked into once for the same parameters and the same state; torch keeps the layout of new state itself."""
-        state, known = self._fitting
-        if state is self._base.state and len(known) == len(parameters) and all(map(is_, known, parameters)):
+        """Looked into once for the same parameters with the same states; torch keeps the layouts of what it makes."""
+        state = self._base.state
+        entries = list(state.values())
+        if _same(self._fitting[0], parameters) and _same(self._fitting[1], entries):
             return None
         for parameter in parameters:
             if type(parameter) not in _PLAIN or parameter.dtype not in DTYPES:
@@ -91,13 +100,18 @@ class Folding:
                 return f"there are no kernels for {parameter.device}"
             if not is_dense(parameter):
                 return "a parameter does not fill its memory without gaps"
-            for name, tensor in self._base.state.get(parameter, {}).items():
+            for name, tensor in state.get(parameter, {}).items():
                 if name not in _LIKE_PARAMETER or tensor is None:
                     continue
                 if tensor.stride() != parameter.stride() or tensor.dtype is not parameter.dtype:
                     return f"the state {name!r} has other strides or another dtype than its parameter"
-        self._fitting = (self._base.state, parameters)
+        self._fitting = (parameters, entries)
+        self._entries = [state.get(p, {}) for p in parameters]
         return None
+
+
+def _same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(is_, one, other))
 
 
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "momentum_buffer")
@@ -127,10 +141,16 @@ def _pick(tensors: list[Any], places: Sequence[int]) -> list[Any]:
     return tensors if len(places) == len(tensors) else [tensors[i] for i in places]
 
 
-def _step_adam(base: Optimizer, group: dict[str, Any], modulate: Modulate) -> None:
-    lists: list[list[Tensor]] = [[] for _ in range(6)]
-    base._init_group(group, *lists)  # torch's own: creates the state of parameters that are new
-    params, grads, exp_avgs, exp_avg_sqs, _, steps = lists
+def _step_adam(base: Optimizer, group: dict[str, Any], entries: list[Entry], modulate: Modulate) -> None:
+    having = [(p, p.grad, e) for p, e in zip(group["params"], entries, strict=True) if p.grad is not None]
+    if all(entry for _, _, entry in having):
+        params, grads = [p for p, _, _ in having], [g for _, g, _ in having]
+        exp_avgs, exp_avg_sqs = [e["exp_avg"] for _, _, e in having], [e["exp_avg_sq"] for _, _, e in having]
+        steps = [e["step"] for _, _, e in having]
+    else:  # torch's own function creates the state of parameters that are new, and gathers
+        lists: list[list[Tensor]] = [[] for _ in range(6)]
+        base._init_group(group, *lists)
+        params, grads, exp_avgs, exp_avg_sqs, _, steps = lists
     settings = AdamSettings(
         lr=float(group["lr"]),
         betas=group["betas"],
@@ -152,11 +172,10 @@ def _step_adam(base: Optimizer, group: dict[str, Any], modulate: Modulate) -> No
         )
 
 
-def _step_sgd(base: Optimizer, group: dict[str, Any], modulate: Modulate) -> None:
-    params: list[Tensor] = []
-    grads: list[Tensor] = []
-    buffers: list[Tensor | None] = []
-    base._init_group(group, params, grads, buffers)
+def _step_sgd(base: Optimizer, group: dict[str, Any], entries: list[Entry], modulate: Modulate) -> None:
+    having = [(p, p.grad, e) for p, e in zip(group["params"], entries, strict=True) if p.grad is not None]
+    params, grads = [p for p, _, _ in having], [g for _, g, _ in having]
+    buffers = [e.get("momentum_buffer") for _, _, e in having] if group["momentum"] != 0 else []
     settings = SGDSettings(
         lr=float(group["lr"]),
         momentum=group["momentum"],
