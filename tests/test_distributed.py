@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import processes
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from cggm.distributed import average_over_ranks_, sum_over_ranks
+from cggm.policies import AGM, DGL, OGMGE, FeaturePareto, MMPareto, ModalityDropout, NormEqualization
 from helpers import SmallModel, batches, flat, small_model
 
 POLICIES = {
@@ -23,6 +24,15 @@ POLICIES = {
     "paper": CGGM.paper(rho=1.0),
     "released": CGGM.released(rho=1.0),
     "unimodal losses": UnimodalLosses(),
+    "dgl": DGL(),
+    "agm": AGM(),
+    "ogm": OGMGE(noise=False),
+    "sum": UnimodalLosses() + CGGM(smoothing=0.3),
+}
+OF_ONE_RANKS_BATCH = {  # rules and draws over the rank's own samples: alike everywhere, but not the joined batch's
+    "norms": NormEqualization(),
+    "pareto": FeaturePareto(),
+    "dropout": UnimodalLosses() + ModalityDropout(p=0.3),
 }
 CASES = [(name, apply) for name, p in POLICIES.items() for apply in p.applications(adaptive=False)]
 ORDERS = ["wrapped after", "wrapped before", "bare module given"]
@@ -118,6 +128,29 @@ def test_two_processes_train_as_one_on_the_joined_batch(by_two, name, apply, ord
 def test_four_processes_train_as_one_on_the_joined_batch(by_four, name, apply):
     results = [rank[name, apply, ORDERS[0]] for rank in by_four]
     same_on_all_and_as_alone(results, POLICIES[name], apply, rtol=1e-4, atol=2e-5)
+
+
+def by_own_samples(rank):
+    return {
+        name: steps(*in_order("wrapped after", policy, "auto"), share(rank))
+        for name, policy in OF_ONE_RANKS_BATCH.items()
+    }
+
+
+def test_rules_over_a_ranks_own_samples_keep_the_models_alike():
+    results = processes.run(by_own_samples, 2)
+    for name in OF_ONE_RANKS_BATCH:
+        assert all(torch.equal(results[0][name][key], value) for key, value in results[1][name].items())
+
+
+def refused(rank):
+    for policy, message in ((MMPareto(), "use FeaturePareto"), (OGMGE(noise=True), "pass noise=False")):
+        with pytest.raises(ValueError, match=message):
+            balanced(small_model(), policy, "auto")
+
+
+def test_methods_of_one_process_are_refused():
+    processes.run(refused, 2)
 
 
 def accumulated(rank, order, apply):

@@ -52,6 +52,11 @@ class MultimodalModel:
         self.classifiers: UnimodalClassifiers = build_classifiers(classifiers, named, found)
         self.replicas = ClassifierReplicas(given, self.classifiers)
         self.responses: Responses | HeadSplit | None = None
+        if policy.reads == "responses" and self.replicas.sharded:
+            raise ValueError(
+                "policy: AGM() runs the fusion again after the forward pass, when fully_shard() has freed its weights; "
+                "use it with DistributedDataParallel, or take another policy"
+            )
         if policy.reads == "responses":
             self.responses = Responses(self._model, self._head_path, self.modalities, policy.permutations)
         elif policy.reads == "head":
