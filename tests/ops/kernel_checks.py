@@ -120,7 +120,7 @@ def compare_cosine(fusion: Tensor, unimodal: list[Tensor]) -> None:
 def check_modulate(device: str, dtype: torch.dtype) -> None:
     """modulate_: what scale_ and batched_cosine do, head gradients in another dtype, or among the gradients."""
     for head_dtype in (dtype, torch.float32):
-        guarded = Guarded(SIZES * 8, dtype, device)  # more than the small table holds
+        guarded = Guarded(SIZES + (5,) * 64, dtype, device)  # more than the small table holds
         owner = [index % 4 - 1 for index in range(len(guarded.tensors))]
         coefficients = torch.tensor([0.5, 1.7, -0.3], device=device)
         head = [torch.randn(7, 611, device=device).to(head_dtype) for _ in range(4)]
