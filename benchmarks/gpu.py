@@ -149,9 +149,10 @@ def main() -> None:
         )
     sanitizer = shutil.which("compute-sanitizer")
     if on_gpu and sanitizer:
-        tool = (sanitizer, "--error-exitcode", "9")
-        sanitized = lambda: check("cuda", "compiled", "--without", "many", tool=tool)  # noqa: E731
-        report["checks"]["compute-sanitizer"] = stage("compute-sanitizer", sanitized)
+        for kind, which in (("memcheck", ("--without", "many")), ("racecheck", ("--only", "modulate"))):
+            tool = (sanitizer, "--tool", kind, "--error-exitcode", "9")
+            sanitized = lambda tool=tool, which=which: check("cuda", "compiled", *which, tool=tool)  # noqa: E731
+            report["checks"][kind] = stage(kind, sanitized)
     if on_gpu:
         report["kernels per call"] = stage("no waiting, capture", check_no_waiting_and_capture)
     elements = arguments.elements or (2**27 if on_gpu else 400_000)
