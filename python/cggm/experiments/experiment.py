@@ -26,7 +26,10 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A data set and a model, on which methods are compared.
+    """A data set and a model, on which methods are compared: classification, data in memory.
+
+    A function without arguments that returns one is all that `cggm compare --experiment mymodule:build` needs. It and
+    what it refers to must be importable, since worker processes call it too; reading data belongs into `load`.
 
     Args:
         name: how the data set is called in results.
