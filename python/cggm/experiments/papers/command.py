@@ -6,37 +6,30 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import tyro
 
 from cggm.experiments.methods import choose_methods
 
 from . import brats, cremad, food101, iemocap, mosi
 from .recipe import Recipe, run
 
+NAMES = ("food101", "mosi", "iemocap", "brats", "cremad")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaperExperiment:
-    """Train one of the papers' experiments on data that you have, with the papers' hyper-parameters.
+    """What `cggm experiment` is told; see there for what each field means.
 
-    The epoch that does best on the validation part is the one that is tested. Writes the result to
-    <name>-<policy>-<seed>.json. Needs the extra cggm[papers].
+    Raises:
+        ValueError: an unknown experiment, fewer than one epoch or sample.
 
-    Args:
-        name: Which experiment.
-        data: Where the data are; see the module of the experiment for the format.
-        policy: The name of a method, as in cggm compare; cggm-paper and cggm-released take the paper's rho and lambda.
-        seed: Of weights and batches.
-        epochs: Instead of the paper's.
-        batch_size: Instead of the paper's.
-        fold: Of IEMOCAP's cross-validation.
-        models: Food 101's frozen models, folders or names: ViT, then BERT.
-        out: The folder for the result.
+    >>> PaperExperiment(name="mosi", data=Path("mosi.pkl")).policy
+    'cggm'
     """
 
-    name: Annotated[Literal["food101", "mosi", "iemocap", "brats", "cremad"], tyro.conf.Positional]
+    name: str
     data: Path
     policy: str = "cggm"
     seed: int = 0
@@ -46,18 +39,21 @@ class PaperExperiment:
     models: tuple[str, str] = ("google/vit-base-patch16-224-in21k", "bert-base-uncased")
     out: Path = Path()
 
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"name must be one of {list(NAMES)}, got {self.name!r}")
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
 
 def recipe_of(experiment: PaperExperiment) -> Recipe:
     """The recipe, its data read and its model made from the seed.
 
     Raises:
-        ValueError: the data are missing or are something else; an unknown policy;
-            fewer than one epoch or sample.
+        ValueError: the data are missing or are something else; an unknown policy.
     """
-    for name in ("epochs", "batch_size"):
-        value = getattr(experiment, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
     choose_methods([experiment.policy])
     torch.manual_seed(experiment.seed)
     path = experiment.data
