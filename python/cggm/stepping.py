@@ -51,7 +51,7 @@ class Stepping:
         """
         coefficients = None if pending.balance is None else pending.balance.coefficients
         updates = coefficients if self._application == "update" else None
-        wanted = updates is not None or self._optimizer.max_norm is not None
+        wanted = coefficients is not None or self._optimizer.max_norm is not None
         if waits or (wanted and self._folding.refusal() is None):
             return self._step_folded(coefficients if waits else None, updates)
         return self.step_unfolded(pending, None, None)
