@@ -42,7 +42,7 @@ $(INSTALLED): $(BIN)/python $(SOURCES)
 
 $(TESTABLE): $(BIN)/python $(SOURCES)
 	$(PIP) $(BUILD_NEEDS)
-	$(PIP) --no-build-isolation --editable ".[demo,dev,integrations]"
+	$(PIP) --no-build-isolation --editable ".[demo,dev,integrations,papers]"
 	touch $(INSTALLED) $@
 
 clean:

@@ -6,6 +6,7 @@ itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90") asks for them
 
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -50,8 +51,14 @@ def cuda_archs(torch) -> str | None:
 def extension() -> dict:
     """Keyword arguments for `setup` that build the extension, or none of them without a compiler."""
     compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None:
-        print(f"cggm: no C++ compiler ({compiler}) found: installing without compiled kernels.")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if shutil.which(compiler) is None or not headers.exists():
+        missing = (
+            f"no {headers} (Debian's python3-dev)"
+            if shutil.which(compiler)
+            else f"no C++ compiler ({compiler})"
+        )
+        print(f"cggm: {missing} found: installing without compiled kernels.")
         return {}
     import torch
     from torch.utils import cpp_extension

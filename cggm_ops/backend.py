@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import os
 import warnings
@@ -13,11 +14,13 @@ import torch
 
 from cggm_ops import schema
 
-if importlib.util.find_spec("cggm_ops._C") is None:
+# Beside this file, and nowhere else: an editable installation in the same environment may offer another one.
+if importlib.machinery.PathFinder.find_spec("cggm_ops._C", [os.path.dirname(__file__)]) is None:
     _extension = None
     _reason = (
-        "the compiled extension is not there: no C++ compiler was found at installation. Install one (g++ or clang++) "
-        "and run `pip install --no-build-isolation --force-reinstall --no-deps` on the sources again"
+        "the compiled extension is not there: no C++ compiler, or no Python headers (Debian's python3-dev), were found "
+        "at installation. Install them and run `pip install --no-build-isolation --force-reinstall --no-deps` on the "
+        "sources again"
     )
 else:
     # An extension that is there but cannot be loaded raises: nothing falls back silently.

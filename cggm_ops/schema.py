@@ -45,9 +45,11 @@ def _guard_mutation(op: Any, mutated: tuple[int, ...] = (0,)) -> None:
     def guarded(keyset: Any, *arguments: Any) -> Any:
         for position, name in zip(mutated, names, strict=True):
             require_no_grad(arguments[position], name)
-            torch.autograd.graph.increment_version(arguments[position])
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+            result = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+        for position in mutated:  # not before: what is refused has not been changed
+            torch.autograd.graph.increment_version(arguments[position])
+        return result
 
     _library.impl(op._opname, guarded, "Autograd", with_keyset=True)
 

@@ -195,7 +195,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         else:
             result = self._stepping.step_unfolded(self._pending, closure, self.modulate)
         if self._pending.balance is not None:
-            self._state = self._pending.balance.state
+            self._commit(self._pending.balance.state)
             self._pending.clear()
             self._tell_junctions()
         return result
@@ -217,6 +217,12 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         The model is then as it was before, with what it has learnt, and the wrapped optimizer goes on alone.
         """
         self._model.detach(self.base)
+
+    def _commit(self, state: State) -> None:
+        if self._state.keys() != state.keys():
+            self._state = state
+        for name, tensor in self._state.items():  # in place: a captured CUDA graph replays onto these addresses
+            tensor.copy_(state[name])
 
     def _tell_junctions(self) -> None:
         if self.application == "feature":
