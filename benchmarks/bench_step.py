@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cggm import CGGM, CGGMOptimizerWrapper
+from cggm.classifiers import UnimodalClassifier
 from cggm_ops import scale_
 
 OPTIMIZERS = {
@@ -66,10 +67,10 @@ def balanced(make, apply, *shape):
 
 
 def scripted(make, *shape):
-    """The structure of the released scripts: a classifier per modality, scores on the host, a loop over parameters."""
+    """The structure of the released scripts: scores on the host, a loop over parameters; the wrapper's classifiers."""
     model, inputs, target = setup(*shape)
     width = model.head.in_features // len(inputs)
-    classifiers = nn.ModuleList(nn.Linear(width, 10) for _ in inputs)
+    classifiers = nn.ModuleList(UnimodalClassifier(width, model.head) for _ in inputs)
     optimizer = make([*model.parameters(), *classifiers.parameters()])
     last = [0.0] * len(inputs)
 

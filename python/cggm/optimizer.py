@@ -221,8 +221,8 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
     def _commit(self, state: State) -> None:
         if self._state.keys() != state.keys():
             self._state = state
-        for name, tensor in self._state.items():  # in place: a captured CUDA graph replays onto these addresses
-            tensor.copy_(state[name])
+        for name, tensor in self._state.items():
+            tensor.copy_(state[name])  # in place: a captured CUDA graph replays onto these addresses
 
     def _tell_junctions(self) -> None:
         if self.application == "feature":
