@@ -72,6 +72,8 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
         ValueError: an unknown data set, method or optimizer, no seeds, a file of another kind in the way.
     """
     console = console or Console()
+    if not console.is_terminal:  # a file has no edge, and columns cut short would lose figures
+        console.width = max(console.width, 120)
     names = (comparison.experiment,) if comparison.experiment else comparison.dataset
     builds = [find_experiment(name) for name in dict.fromkeys(names)]
     store = Store(comparison.out / "compare.jsonl")
