@@ -108,6 +108,25 @@ def test_statistics_of_a_step(apply):
     torch.testing.assert_close(statistics["grad_norms"], factors * torch.stack(norms), rtol=1e-5, atol=1e-7)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remembering(Policy):
+    """Keeps the scores themselves as its state."""
+
+    def balance(self, scores, state):
+        ones = torch.ones_like(scores)
+        return Balance(ones, ones, {"last": scores})
+
+
+def test_statistics_that_were_kept_do_not_change_later():
+    model = small_model()
+    optimizer = wrap(model, policy=Remembering())
+    train(model, optimizer, steps=1)
+    kept = optimizer.statistics["scores"]
+    before = kept.clone()
+    train(model, optimizer, steps=2)
+    assert torch.equal(kept, before)
+
+
 def test_statistics_before_the_first_step_say_so():
     with pytest.raises(KeyError, match="no balanced step"):
         wrap(small_model()).statistics["scores"]

@@ -219,8 +219,9 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._model.detach(self.base)
 
     def _commit(self, state: State) -> None:
-        if self._state.keys() != state.keys():
-            self._state = state
+        if self._state.keys() != state.keys():  # copies: a policy may keep what the statistics show
+            self._state = {name: tensor.clone() for name, tensor in state.items()}
+            return
         for name, tensor in self._state.items():
             tensor.copy_(state[name])  # in place: a captured CUDA graph replays onto these addresses
 
