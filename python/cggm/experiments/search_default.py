@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cggm.policies import CGGM, ModalityDropout, NormEqualization, UnimodalLosses
+from cggm.policies import CGGM, DGL, ModalityDropout, NormEqualization, UnimodalLosses
 
 from .datasets import DATASETS
 from .intervals import Interval
@@ -27,12 +27,16 @@ OPTIMIZERS = ("sgd", "adam")
 SETS = ("avdigits", "avdigits-noisier", "avdigits-pca", "uci", "watch")
 BASELINES = ("joint", "mmpareto")
 CANDIDATES: Mapping[str, Method] = {
+    "dropout .35": Method(ModalityDropout(0.35)),
+    "unimodal": Method(UnimodalLosses()),
     "norm-equalization": Method(NormEqualization()),
     "unimodal + dropout .2": Method(UnimodalLosses() + ModalityDropout(0.2)),
     "unimodal + dropout .35": Method(UnimodalLosses() + ModalityDropout(0.35)),
+    "unimodal + dropout .5": Method(UnimodalLosses() + ModalityDropout(0.5)),
     "unimodal 2 + dropout .35": Method(UnimodalLosses(weight=2.0) + ModalityDropout(0.35)),
     "norm-equalization + dropout .2": Method(NormEqualization() + ModalityDropout(0.2)),
     "norm-equalization + dropout .35": Method(NormEqualization() + ModalityDropout(0.35)),
+    "dgl + dropout .35": Method(DGL() + ModalityDropout(0.35)),
     "unimodal + cggm + dropout .35": Method(UnimodalLosses() + CGGM() + ModalityDropout(0.35)),
 }
 ENCODER_FACTORS = (0.25, 4.0)  # "a learning rate per encoder": one encoder slower or faster than the rest
