@@ -149,14 +149,12 @@ def modulate_gradients_(
         heads: gradients of the head's weight (or None) and of the classifiers' output weights.
 
     Returns:
-        `cosines` `[M]`, and `grad_norms` `[M]` where they came for nothing.
+        `cosines` `[M]` and `grad_norms` `[M]`, where they came for nothing.
     """
     strengths = deviations(owned) if policy.noise else None
     measured: dict[str, Tensor] = {}
     if application == "gradient" and "coefficients" in policy.places:
         measured["cosines"], measured["grad_norms"] = scale_gradients_(owned, coefficients, *heads)
-    else:
-        measured["cosines"] = head_cosines(*heads, coefficients)
     if strengths is not None:
         add_noise_(owned, strengths)
         measured.pop("grad_norms", None)  # of before the noise
@@ -188,6 +186,7 @@ def accumulate_(
             parameters[i].grad = gradient
 
 
+@torch.no_grad()
 def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor) -> Tensor:
     """Cosines `[M]` of the head's gradient with each classifier's; zeros where the head has none."""
     if fusion is None:
@@ -204,6 +203,7 @@ def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor
     return torch.where(norms > 0, products / norms, 0.0).to(like.dtype)
 
 
+@torch.no_grad()
 def gradient_norms(owned: Owned, coefficients: Tensor, waiting: bool = False) -> Tensor:
     """Norms `[M]` of the encoders' gradients as they are now, zeros where there are none.
 

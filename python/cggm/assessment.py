@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,14 +18,15 @@ from .tasks import Task
 class Assessment(NamedTuple):
     """What a forward pass tells about the modalities."""
 
-    losses: Tensor  # [M], the unimodal losses, with their graph
+    losses: list[Tensor]  # M unimodal losses, each 0-dimensional, with their graph
     scores: Tensor  # [M] float32, higher is better
     attribution: Attribution | None  # the modalities' responses, where the policy reads them
+    figures: Mapping[str, Tensor]  # further statistics, [M] each
 
-    def terms(
+    def total(
         self, policy: Policy, model: MultimodalModel, loss: Tensor, balance: Balance, state: State
     ) -> Tensor:
-        """What balancing adds to the multimodal loss: the unimodal losses, and terms for gradients alone.
+        """The multimodal loss with what balancing adds: the unimodal losses, and terms for gradients alone.
 
         Args:
             policy: says which terms.
@@ -33,11 +35,14 @@ class Assessment(NamedTuple):
             balance: this step's.
             state: the policy's, as of the last step taken.
         """
-        terms = self.losses.sum()
-        terms = terms + direction.loss_term(policy, model, (loss, self.losses), balance.weights, state)
-        return (
-            terms if self.attribution is None else terms + self.attribution.term(loss, balance.coefficients)
-        )
+        total = loss
+        for unimodal in self.losses:
+            total = total + unimodal
+        turning = direction.loss_term(policy, model, (loss, self.losses), balance.weights, state)
+        total = total if turning is None else total + turning
+        if self.attribution is not None:
+            total = total + self.attribution.term(loss, balance.coefficients)
+        return total
 
 
 def check_loss(loss: Tensor) -> None:
@@ -73,9 +78,11 @@ def assess(model: MultimodalModel, policy: Policy, task: Task, target: Tensor, *
     if policy.detach_features:
         features = [x.detach() for x in features]
     outputs = model.classifiers(features, fit=fit)
-    losses = torch.stack([task.loss(output, target).float() for output in outputs])  # [M]
+    losses = [task.loss(output, target).float() for output in outputs]
+    with torch.no_grad():
+        measured = torch.stack(losses)  # [M]
     attribution = model.attribute(policy)
-    scores = -losses.detach()
+    scores = -measured
     if policy.score == "metric":
         scores = policy.measure(task, model.compared(policy, outputs, features, attribution), target)
-    return Assessment(losses, scores, attribution)
+    return Assessment(losses, scores, attribution, policy.figures(scores, measured))

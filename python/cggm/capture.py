@@ -98,6 +98,8 @@ class Capture:
         again = recomputing()
         if self.mask is not None:
             multimodal = self.mask.apply(multimodal, self.name, again)
+        if multimodal is unimodal:
+            multimodal = multimodal.clone()
         if not again:
             self.features = unimodal
             self.output = (output, selector) if self.keeps_output else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,7 +73,7 @@ def linear_term(value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 def gradient_term(
-    loss: Tensor, losses: Tensor, head: Tensor, outputs: Sequence[Tensor], weights: Tensor
+    loss: Tensor, losses: Sequence[Tensor], head: Tensor, outputs: Sequence[Tensor], weights: Tensor
 ) -> Tensor:
     """The paper's `L_gm = (1/M) Σ_i (|B_i| − B_i cos(∇_{W_Ω} L, ∇_{W_i} L_i))` (equation 9).
 
@@ -82,12 +82,12 @@ def gradient_term(
 
     Args:
         loss: the multimodal loss, 0-dimensional, twice differentiable.
-        losses: `[M]`, the unimodal losses.
+        losses: the M unimodal losses, each 0-dimensional.
         head: weight `[C, H]` of the head.
         outputs: the M classifiers' output weights, of that shape.
         weights: `[M]`, balancing terms `B_i`.
     """
-    unimodal = torch.autograd.grad(losses.sum(), list(outputs), retain_graph=True)
+    unimodal = torch.autograd.grad(losses, list(outputs), retain_graph=True)
     with torch.enable_grad():
         (fusion,) = torch.autograd.grad(loss, head, create_graph=True)
         means = [fusion.detach().clone(), *(u.to(fusion.dtype, copy=True) for u in unimodal)]
@@ -131,54 +131,55 @@ def initial_state(policy: Policy, model: MultimodalModel) -> State:
     return state
 
 
-def weights_term(head: Tensor, state: State) -> Tensor | float:
-    """The term `G` that `weights_state` found in the step before; 0 in the first step."""
-    if "direction_value" not in state:
-        return 0.0
+def weights_term(head: Tensor, state: State) -> Tensor:
+    """The term `G` that `weights_state` found in the step before."""
     return linear_term(state["direction_value"], head, state["direction_gradient"])
 
 
 def loss_term(
     policy: Policy,
     model: MultimodalModel,
-    losses: tuple[Tensor, Tensor],
+    losses: tuple[Tensor, Sequence[Tensor]],
     weights: Tensor,
     state: State,
-) -> Tensor | float:
-    """The part of a policy's direction that is a term of the loss, times λ; 0 where there is none.
+) -> Tensor | None:
+    """The part of a policy's direction that is a term of the loss, times λ; None where there is none.
 
     Args:
         policy: says which direction, and its λ.
         model: its head, and the classifiers' output layers.
-        losses: the multimodal loss, 0-dimensional, and the unimodal ones `[M]`.
+        losses: the multimodal loss and the M unimodal ones, each 0-dimensional.
         weights: `[M]`, balancing terms of this step.
         state: the policy's, as of the last step taken.
 
     Raises:
         RuntimeError: a sharded head, to which no gradient of the whole can be given.
     """
-    if policy.lam > 0 and policy.direction in ("gradient", "weights"):
-        _refuse_shard(model.head_weight)
-    if policy.lam > 0 and policy.direction == "gradient":
+    if policy.lam == 0 or policy.direction not in ("gradient", "weights"):
+        return None
+    _refuse_shard(model.head_weight)
+    if policy.direction == "gradient":
         outputs = model.classifiers.output_weights()
         return policy.lam * gradient_term(*losses, model.head_weight, outputs, weights)
-    if policy.lam > 0 and policy.direction == "weights":
-        return policy.lam * weights_term(model.head_weight, state)
-    return 0.0
+    return policy.lam * weights_term(model.head_weight, state) if "direction_value" in state else None
 
 
-def turn_(policy: Policy, model: MultimodalModel, balance: Balance, cosines: Tensor) -> State:
+def turn_(
+    policy: Policy, model: MultimodalModel, balance: Balance, statistics: Mapping[str, Tensor]
+) -> State:
     """The part of a policy's direction that acts on the head's gradient; returns what the next step's term needs.
 
     Args:
         policy: says which direction, and its λ.
         model: its head, whose gradient is mutated by a rotation.
         balance: this step's.
-        cosines: `[M]`, of the head's gradient with the classifiers'.
+        statistics: asked for the `cosines` `[M]` of the head's gradient with the classifiers', where it is turned.
     """
-    fusion, unimodal = model.head_gradients()
-    if policy.lam > 0 and policy.direction == "rotation" and fusion is not None:
-        rotate_(fusion, unimodal, cosines, balance.weights, policy.lam)
-    if policy.lam > 0 and policy.direction == "weights":
+    if policy.lam == 0 or policy.direction not in ("rotation", "weights"):
+        return {}
+    if policy.direction == "weights":
         return weights_state(model.head_weight, model.classifiers.output_weights(), balance.weights)
+    fusion, unimodal = model.head_gradients()
+    if fusion is not None:
+        rotate_(fusion, unimodal, statistics["cosines"], balance.weights, policy.lam)
     return {}

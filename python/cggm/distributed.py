@@ -28,18 +28,20 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def sum_over_ranks(sums: Tensor) -> Tensor:
-    """Sums over all ranks: the one collective that a step needs.
+def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
+    """Means `[M]` over the samples of all ranks: the one collective that a step needs.
 
     Every rank calls it once in every step, so that coefficients made from the result are the same everywhere.
 
     Args:
-        sums: `[M + 1]` float32, this rank's sums of scores and its number of samples; left alone.
+        scores: `[M]` float32, means over this rank's samples; left alone.
+        samples: their number.
     """
-    if world_size() > 1:
-        sums = sums.clone()
-        dist.all_reduce(sums)
-    return sums
+    if world_size() == 1:
+        return scores
+    sums = torch.cat([scores, scores.new_ones(1)]) * samples  # [M + 1]
+    dist.all_reduce(sums)
+    return sums[:-1] / sums[-1]
 
 
 @torch.no_grad()

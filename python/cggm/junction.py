@@ -26,22 +26,25 @@ _junctions: weakref.WeakValueDictionary[int, Junction] = weakref.WeakValueDictio
 
 
 class Junction:
-    """One encoder's junction: the policy's rule, and the coefficient that `balance()` sets before each backward.
+    """One encoder's junction: the policy's rule, and the coefficient that `balance()` finds before each backward.
 
     Args:
-        meet: the rule, as in `Policy.meet`.
+        meet: the rule, as in `Policy.meet`; None for the plain sum.
         scaled: whether the coefficient multiplies here what the rule returns.
     """
 
-    def __init__(self, meet: Meet, scaled: bool) -> None:
+    def __init__(self, meet: Meet | None, scaled: bool) -> None:
         self.meet = meet
         self.scaled = scaled
-        self._coefficient: Tensor | None = None  # 0-dimensional; one address for good, as CUDA graphs need
+        self._coefficient: Tensor | None = None
         self._register()
 
     def _register(self) -> None:
         self._number = next(_numbers)
         _junctions[self._number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_coefficient": None}  # a view of what pickling would make a copy of
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -51,37 +54,39 @@ class Junction:
         """The multimodal and the unimodal branch of the output of `encoder` for `inputs`.
 
         The multimodal branch is a copy: an in-place activation in the fusion then changes neither the
-        classifier's features nor an autograd view.
+        classifier's features nor an autograd view. Where there is nothing to do here, both are the output itself.
         """
+        if self.meet is None and not self.scaled:
+            return output, output  # autograd adds the two up by itself
         return _Split.apply(output, self)
 
-    def set_coefficient(self, coefficient: Tensor) -> None:
-        """The coefficient of the backward passes to come, 0-dimensional; copied."""
-        if self._coefficient is None or self._coefficient.device != coefficient.device:
-            self._coefficient = coefficient.clone()
-        else:
-            self._coefficient.copy_(coefficient)
-
-    def reset(self) -> None:
-        """Back to 1, so that a loss which was never balanced goes backward as it is."""
-        if self._coefficient is not None:
-            self._coefficient.fill_(1.0)
+    def read(self, coefficient: Tensor) -> None:
+        """Take the coefficient from this 0-dimensional tensor, whatever it holds when a backward pass comes by."""
+        self._coefficient = coefficient
 
     def coefficient(self, like: Tensor) -> Tensor:
-        """The coefficient now, on the device of `like`."""
-        return like.new_ones((), dtype=torch.float32) if self._coefficient is None else self._coefficient
+        """The coefficient now, on the device of `like`; 1 before there is one."""
+        if self._coefficient is None:
+            return like.new_ones((), dtype=torch.float32)
+        return self._coefficient.to(like.device)
 
     def backward(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor | None:
         """The gradient that enters the encoder; None stands for a branch that no loss has used."""
         if multimodal is None and unimodal is None:
             return None
-        multimodal = torch.zeros_like(unimodal) if multimodal is None else multimodal
-        gradient = self.meet(multimodal, unimodal)
+        gradient = self._met(multimodal, unimodal)
         if not self.scaled:
             return gradient
         if torch.compiler.is_compiling():  # tracing would freeze the value: look it up when the graph runs
             return gradient * _coefficient_of(gradient, self._number).to(gradient.dtype)
         return gradient * self.coefficient(gradient).to(gradient.dtype)
+
+    def _met(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor:
+        if self.meet is not None:
+            return self.meet(torch.zeros_like(unimodal) if multimodal is None else multimodal, unimodal)
+        if multimodal is None or unimodal is None:
+            return unimodal if multimodal is None else multimodal
+        return multimodal + unimodal
 
 
 def make_junction(policy: Policy, application: Application, name: str) -> Junction | ParameterJunction:
@@ -91,7 +96,8 @@ def make_junction(policy: Policy, application: Application, name: str) -> Juncti
         ValueError: a rule at the parameters, where several processes train.
     """
     if policy.meets_at == "features":
-        return Junction(policy.meet, scaled=application == "feature" and "coefficients" in policy.places)
+        scaled = application == "feature" and "coefficients" in policy.places
+        return Junction(None if policy.adds else policy.meet, scaled=scaled)
     if world_size() > 1:
         raise ValueError(
             "policy: MMPareto() combines the gradients of one process, which no other process would see; with "

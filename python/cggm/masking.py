@@ -25,7 +25,7 @@ class ModalityMask:
         self._scale = len(names) / p
         self._number = {name: i for i, name in enumerate(names)}
         self._model = model
-        self._drawn: Tensor | None = None  # [B], kept for recomputation by activation checkpointing
+        self._drawn: Tensor | None = None  # [B], whom to drop; kept for recomputation by activation checkpointing
         self._first: str | None = None  # whose run made the draw
         self._served: frozenset[str] = frozenset()  # who has used it, in this forward pass
 
@@ -47,7 +47,8 @@ class ModalityMask:
             if name == self._first:
                 torch.rand(samples, device=features.device)  # leaves the random numbers as the first run did
         elif not self._served or name in self._served:
-            self._drawn = torch.rand(samples, device=features.device)
+            # u < p falls into one of M equal parts of [0, p): the modality to drop
+            self._drawn = torch.rand(samples, device=features.device).mul_(self._scale).floor_()
             self._first, self._served = name, frozenset({name})
         else:
             self._served = self._served | {name}
@@ -57,8 +58,7 @@ class ModalityMask:
                 f"{None if self._drawn is None else self._drawn.shape[0]} samples; modality dropout needs the samples "
                 "in the first dimension of all features"
             )
-        # u < p falls into one of M equal parts of [0, p): the modality to drop
-        dropped = (self._drawn.to(features.device) * self._scale).floor() == self._number[name]  # [B]
+        dropped = self._drawn.to(features.device) == self._number[name]  # [B]
         return _Drop.apply(features, dropped.view(-1, *[1] * (features.ndim - 1)))
 
     def forget(self) -> None:

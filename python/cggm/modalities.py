@@ -85,6 +85,7 @@ class Modalities:
         self.captures: list[Capture] = []
         self._model = model
         self._handles: list[Any] = []
+        self._coefficients: Tensor | None = None  # [M]; one address for good, as CUDA graphs need
         self._owned: list[tuple[Tensor, int]] | None = None
         self._checked: list[tuple[Tensor, int]] | None = (
             None  # the list of which the optimizer has been asked
@@ -95,6 +96,9 @@ class Modalities:
             self.paths[name], _ = find_module(model, module, f"encoders[{name!r}]")
             self.captures.append(Capture(name, selector, make_junction(policy, application, name), self.mask))
         self._check_disjoint()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_coefficients": None}  # the junctions' views would become copies
 
     def attach(self) -> None:
         """Put the forward hooks on the encoders."""
@@ -161,11 +165,18 @@ class Modalities:
 
     def set_coefficients(self, coefficients: Tensor | None) -> None:
         """What the junctions apply in the backward passes to come: `[M]`, or None for 1."""
-        for index, capture in enumerate(self.captures):
-            if coefficients is None:
-                capture.junction.reset()
-            else:
-                capture.junction.set_coefficient(coefficients[index])
+        junctions = [capture.junction for capture in self.captures if capture.junction.scaled]
+        if not junctions:
+            return
+        if coefficients is None:
+            if self._coefficients is not None:
+                self._coefficients.fill_(1.0)
+        elif self._coefficients is None or self._coefficients.device != coefficients.device:
+            self._coefficients = coefficients.clone()
+            for junction, coefficient in zip(junctions, self._coefficients.unbind(), strict=True):
+                junction.read(coefficient)
+        else:
+            self._coefficients.copy_(coefficients)
 
     def set_dropout(self, active: bool) -> None:
         """Let modality dropout act, or not, from the next forward pass on."""

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import checkpoint, direction
-from .application import check_updated, choose_application, gradient_norms, modulate_gradients_
+from .application import (
+    check_updated,
+    choose_application,
+    gradient_norms,
+    head_cosines,
+    modulate_gradients_,
+)
 from .assessment import assess, check_loss
 from .multimodal import MultimodalModel
 from .pending import PendingStep
@@ -100,7 +106,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._pending = PendingStep(self.policy)
         self._state: State = {}  # the policy's, as of the last step taken
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
-        self.statistics: Mapping[str, Tensor] = Statistics({})
+        self.statistics = Statistics({})
 
     @property
     def active(self) -> bool:
@@ -144,9 +150,9 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         if self._pending.backward_ran and self._model.gradients_were_cleared():
             self._pending.clear()  # by model.zero_grad(), after a step that was skipped
         self._pending.add(assessed.scores, target.shape[0], self._state)
-        self._figures = policy.figures(assessed.scores, assessed.losses.detach())
+        self._figures = assessed.figures
         self._tell_junctions()
-        total = loss + assessed.terms(policy, self._model, loss, self._pending.balance, self._state)
+        total = assessed.total(policy, self._model, loss, self._pending.balance, self._state)
         total.register_hook(self._pending.mark_backward)
         return total
 
@@ -174,11 +180,14 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         application = "feature" if waits else self.application  # which leaves these gradients alone
         measured = modulate_gradients_(owned, policy, application, balance.coefficients, heads)
         measured |= {"scores": self._pending.scores, "coefficients": balance.coefficients, **self._figures}
-        self._pending.remember(direction.turn_(policy, self._model, balance, measured["cosines"]))
-        norms = partial(gradient_norms, owned, balance.coefficients, waits)
-        if self._model.replicas.sharded:  # a collective: now, on every rank, not where one happens to read it
-            measured.setdefault("grad_norms", norms())
-        self.statistics = Statistics(measured, grad_norms=norms)
+        later = {
+            "cosines": partial(head_cosines, *heads, balance.coefficients),
+            "grad_norms": partial(gradient_norms, owned, balance.coefficients, waits),
+        }
+        self.statistics = Statistics(measured, **later)
+        if self._model.replicas.sharded:  # collectives: now, on every rank, not where one happens to read them
+            self.statistics.measure()
+        self._pending.remember(direction.turn_(policy, self._model, balance, self.statistics))
         self._pending.modulated = True
         return waits
 
@@ -226,9 +235,8 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             tensor.copy_(state[name])  # in place: a captured CUDA graph replays onto these addresses
 
     def _tell_junctions(self) -> None:
-        if self.application == "feature":
-            balance = self._pending.balance
-            self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
+        balance = self._pending.balance
+        self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
 
     def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = self._state or direction.initial_state(self.policy, self._model)

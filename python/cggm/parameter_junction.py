@@ -23,6 +23,8 @@ class ParameterJunction:
         name: the modality.
     """
 
+    scaled = False  # coefficients act on what the parameters' gradients have become
+
     def __init__(self, weigh: Callable[[Tensor], Tensor], name: str) -> None:
         self.weigh = weigh
         self.name = name
@@ -43,12 +45,6 @@ class ParameterJunction:
                 "one; name a module that includes it as the encoder, or use FeaturePareto()"
             )
         return _Cut.apply(output.detach().requires_grad_(), self.weigh, (output, parameters))
-
-    def set_coefficient(self, coefficient: Tensor) -> None:
-        """Coefficients act on what the parameters' gradients have become, not here."""
-
-    def reset(self) -> None:
-        """Nothing is kept between two backward passes."""
 
 
 class _Cut(torch.autograd.Function):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .distributed import sum_over_ranks
+from .distributed import mean_over_ranks
 from .policies import Policy
 from .policies.base import Balance, State
+
+
+Part = tuple[Tensor, int]  # scores [M], means over so many samples
 
 
 class PendingStep:
@@ -29,8 +32,8 @@ class PendingStep:
         self.balance: Balance | None = None
         self.scores: Tensor | None = None  # [M], means over all samples so far
         self.modulated = False
-        self._waiting: Tensor | None = None  # [M + 1], sums of scores and the number of samples
-        self._done: Tensor | None = None  # [M + 1], the same, of losses that went backward
+        self._waiting: Part | None = None
+        self._done: Part | None = None  # of losses that went backward
 
     @property
     def backward_ran(self) -> bool:
@@ -42,14 +45,13 @@ class PendingStep:
         if self.modulated:  # the step of the gradients so far was skipped: these belong to a new one
             self._done = None
             self.modulated = False
-        sums = torch.cat([scores, scores.new_ones(1)]) * samples
-        self._waiting = sums if self._waiting is None else self._waiting + sums
+        self._waiting = _together(self._waiting, (scores, samples))
         self._propose(state)
 
     def mark_backward(self, _gradient: Tensor | None = None) -> None:
         """The losses balanced so far are going backward now (a tensor hook of theirs)."""
         if self._waiting is not None:
-            self._done = self._waiting if self._done is None else self._done + self._waiting
+            self._done = _together(self._done, self._waiting)
             self._waiting = None
 
     def drop_done(self, state: State) -> None:
@@ -67,7 +69,13 @@ class PendingStep:
             self.balance = self.balance._replace(state={**self.balance.state, **more})
 
     def _propose(self, state: State) -> None:
-        parts = [part for part in (self._done, self._waiting) if part is not None]
-        sums = sum_over_ranks(parts[0] if len(parts) == 1 else parts[0] + parts[1])
-        self.scores = sums[:-1] / sums[-1]
+        self.scores = mean_over_ranks(*_together(self._done, self._waiting))
         self.balance = self.policy.balance(self.scores, state or self.policy.initial_state(self.scores))
+
+
+def _together(one: Part | None, other: Part | None) -> Part:
+    """Means over the samples of both; at least one is there."""
+    if one is None or other is None:
+        return one or other  # type: ignore[return-value]
+    samples = one[1] + other[1]
+    return torch.lerp(one[0], other[0], other[1] / samples), samples

@@ -109,6 +109,8 @@ class Stepping:
             grad_scale = self._clipping(grad_scale, owner)
 
         def modulate(parameters: list[Tensor]) -> Modulation:
+            if grad_scale is None and update_scale is None:
+                return Modulation()
             device = parameters[0].device
             return Modulation(
                 owner=[owner.get(id(p), modalities) for p in parameters],

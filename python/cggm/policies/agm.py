@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Application, Balance, Place, Policy, State, check_range
+from .base import Application, Balance, Place, Policy, State, all_finite, check_range
 from .ogm_ge import confidences
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class AGM(Policy):
         ratios = torch.exp(2 * (surprises.mean() - surprises))  # [M], r_i
         usual = torch.exp(2 * (means.mean() - means))  # [M], q_i
         exponents = (self.alpha * (usual - ratios)).clamp(-_LARGEST, _LARGEST)
-        finite = torch.isfinite(scores).all()
+        finite = all_finite(scores)
         coefficients = torch.where(finite, exponents.exp(), torch.ones_like(exponents))
         counted = means * (steps / (steps + 1)) + surprises / (steps + 1)
         state = {"means": torch.where(finite, counted, means), "steps": steps + finite}

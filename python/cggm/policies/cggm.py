@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Application, Balance, Policy, State, check_range
+from .base import Application, Balance, Policy, State, all_finite, check_range
 
 _SMALLEST_GAIN = 1e-6  # below this sum of gains nobody is ahead: rounding would decide
 
@@ -46,8 +46,8 @@ def stable_balance(gains: Tensor) -> Tensor:
     gains = gains.clamp_min(0)
     total = gains.sum()
     share = gains / total.clamp_min(_SMALLEST_GAIN)  # [M], adds up to 1
-    balanced = (1 - share) * (modalities / (modalities - 1))
-    return torch.where(total > _SMALLEST_GAIN, balanced, torch.ones_like(balanced))
+    largest = modalities / (modalities - 1)
+    return torch.where(total > _SMALLEST_GAIN, torch.rsub(share, largest, alpha=largest), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +139,13 @@ class CGGM(Policy):
         """
         old = state["scores"]
         if self.stable:
-            smoothed = torch.where(state["steps"] > 0, torch.lerp(scores, old, self.smoothing), scores)
-            gains = torch.where(state["steps"] > 0, smoothed - old, torch.zeros_like(old))
-            weights = torch.lerp(stable_balance(gains), state["weights"], self.smoothing)
+            before = torch.where(state["steps"] > 0, old, scores)  # in the first step nobody has gained anything
+            smoothed = torch.lerp(scores, before, self.smoothing)
+            weights = torch.lerp(stable_balance(smoothed - before), state["weights"], self.smoothing)
         else:
             smoothed, weights = scores, paper_balance(scores - old)
-        finite = torch.isfinite(scores).all()
+        finite = all_finite(scores)
         smoothed = torch.where(finite, smoothed, old)
         weights = torch.where(finite, weights, state["weights"])
         state = {"scores": smoothed, "weights": weights, "steps": state["steps"] + finite}
-        return Balance(self.rho * weights, weights, state)
+        return Balance(weights if self.rho == 1 else self.rho * weights, weights, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .base import Application, Joint, Place, Policy
@@ -68,6 +69,7 @@ class Composition(Policy):
     detach_features = _from_part("junction", "detach_features")
     meets_at = _from_part("junction", "meets_at")
     meet = _from_part("junction", "meet")
+    adds = _from_part("junction", "adds")
     weigh = _from_part("junction", "weigh")
     dropout = _from_part("dropout", "dropout")
 
@@ -75,7 +77,7 @@ class Composition(Policy):
     def places(self) -> tuple[Place, ...]:  # type: ignore[override]
         """Every place that one of the parts takes."""
         order: tuple[Place, ...] = ("coefficients", "junction", "dropout")
-        return tuple(place for place in order if self._at(place) is not _JOINT)
+        return tuple(place for place in order if place in self._parts_by_place)
 
     def applications(self, adaptive: bool) -> tuple[Application, ...]:
         """Where the coefficients can act: not at the features where the gradients meet behind them."""
@@ -86,5 +88,9 @@ class Composition(Policy):
             choices = tuple(choice for choice in choices if choice != "feature")
         return choices
 
+    @cached_property
+    def _parts_by_place(self) -> dict[Place, Policy]:
+        return {place: part for part in self.parts for place in part.places}
+
     def _at(self, place: Place) -> Policy:
-        return next((part for part in self.parts if place in part.places), _JOINT)
+        return self._parts_by_place.get(place, _JOINT)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Application, Balance, Policy, State, check_range
+from .base import Application, Balance, Policy, State, all_finite, check_range
 
 if TYPE_CHECKING:
     from cggm.tasks import Task
@@ -82,6 +82,6 @@ class OGMGE(Policy):
         """Coefficients from this step's confidences alone; 1 where one is not finite."""
         others = (scores.sum() - scores) / (scores.numel() - 1)
         ratios = scores / others.clamp_min(torch.finfo(scores.dtype).tiny)  # [M]
-        ahead = (ratios > 1 + _ROUNDING) & torch.isfinite(scores).all()
+        ahead = (ratios > 1 + _ROUNDING) & all_finite(scores)
         coefficients = torch.where(ahead, 1 - torch.tanh(self.alpha * ratios), torch.ones_like(ratios))
         return Balance(coefficients, coefficients, state)

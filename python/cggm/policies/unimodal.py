@@ -35,6 +35,11 @@ class UnimodalLosses(Policy):
     def __post_init__(self) -> None:
         check_range("weight", self.weight, 0.0)
 
+    @property
+    def adds(self) -> bool:
+        """At weight 1."""
+        return self.weight == 1 and type(self).meet is UnimodalLosses.meet
+
     def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
         """`multimodal + weight · unimodal`."""
         return multimodal if unimodal is None else torch.add(multimodal, unimodal, alpha=self.weight)
