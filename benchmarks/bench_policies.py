@@ -1,0 +1,95 @@
+"""What a training step costs with each policy, as a multiple of a step of joint training on the same batch."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from harness import compare
+from torch import nn
+
+from cggm.experiments.datasets import DATASETS
+from cggm.experiments.methods import METHODS
+from cggm.experiments.training import OPTIMIZERS, Training
+
+SMALL = ("unimodal", "dropout", "default", "cggm", "norm-equalization", "feature-pareto", "mmpareto")
+LARGE = ("default", "cggm", "mmpareto")
+LEARNING_RATE = 1e-5  # the weights stay about where they began, however often a step is timed
+
+
+class ResNetPair(nn.Module):
+    """Two ResNet-18s, their pooled features concatenated, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = pytest.importorskip("transformers")
+        config = transformers.ResNetConfig(
+            layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], embedding_size=64
+        )
+        self.encoders = nn.ModuleDict({name: transformers.ResNetModel(config) for name in ("audio", "image")})
+        self.head = nn.Linear(1024, 31)
+
+    def forward(self, audio, image):
+        pooled = [self.encoders["audio"](audio), self.encoders["image"](image)]
+        return self.head(torch.cat([output.pooler_output.flatten(1) for output in pooled], 1))
+
+
+class Pooled(nn.Module):
+    """A unimodal classifier of pooled feature maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.output = nn.Linear(512, 1024), nn.Linear(1024, 31)
+
+    def forward(self, features):
+        return self.output(self.hidden(features.flatten(1)).relu())
+
+
+def steps(model, classifiers, encoders, batch, optimizer, names):
+    """Method -> one training step of a copy of the model."""
+
+    def start(name):
+        wrapping = {"encoders": encoders, "head": "head", "classifiers": copy.deepcopy(classifiers)}
+        training = Training(
+            copy.deepcopy(model),
+            METHODS[name],
+            OPTIMIZERS[optimizer],
+            wrapping,
+            learning_rate=LEARNING_RATE,
+            seed=0,
+        )
+        return lambda: training.step(*batch)
+
+    return {name: start(name) for name in names}
+
+
+def ratios_to_joint(benchmark, alternatives, rounds):
+    compare(benchmark, alternatives.pop("joint"), alternatives, rounds=rounds)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dataset", ["avdigits", "uci", "watch"])
+def test_price_on_a_small_model(benchmark, dataset, optimizer):
+    """The ratios are those of the policies' steps to joint training's, on the model and data of `cggm compare`."""
+    experiment = DATASETS[dataset]()
+    torch.manual_seed(0)
+    model = experiment.model()
+    classifiers = {name: experiment.classifier() for name in experiment.encoders}
+    train = experiment.load(0).train
+    batch = [x[: experiment.batch_size] for x in train.inputs], train.target[: experiment.batch_size]
+    names = ("joint", *SMALL)
+    made = steps(model, classifiers, dict(experiment.encoders), batch, optimizer, names)
+    ratios_to_joint(benchmark, made, rounds=61)
+
+
+def test_price_on_a_pair_of_resnets(benchmark):
+    """The same on two ResNet-18s, batches of 8 pairs of 64 x 64 pixels, SGD."""
+    torch.manual_seed(0)
+    model = ResNetPair()
+    encoders = {name: f"encoders.{name}" for name in model.encoders}
+    batch = [torch.randn(8, 3, 64, 64) for _ in encoders], torch.randint(31, (8,))
+    classifiers = {name: Pooled() for name in encoders}
+    ratios_to_joint(
+        benchmark, steps(model, classifiers, encoders, batch, "sgd", ("joint", *LARGE)), rounds=7
+    )
