@@ -90,6 +90,4 @@ def test_price_on_a_pair_of_resnets(benchmark):
     encoders = {name: f"encoders.{name}" for name in model.encoders}
     batch = [torch.randn(8, 3, 64, 64) for _ in encoders], torch.randint(31, (8,))
     classifiers = {name: Pooled() for name in encoders}
-    ratios_to_joint(
-        benchmark, steps(model, classifiers, encoders, batch, "sgd", ("joint", *LARGE)), rounds=7
-    )
+    ratios_to_joint(benchmark, steps(model, classifiers, encoders, batch, "sgd", ("joint", *LARGE)), rounds=7)

@@ -25,7 +25,7 @@ class ModalityMask:
         self._scale = len(names) / p
         self._number = {name: i for i, name in enumerate(names)}
         self._model = model
-        self._drawn: Tensor | None = None  # [B], whom to drop; kept for recomputation by activation checkpointing
+        self._drawn: Tensor | None = None  # [B], whom to drop; kept for recomputation by checkpointing
         self._first: str | None = None  # whose run made the draw
         self._served: frozenset[str] = frozenset()  # who has used it, in this forward pass
 

@@ -185,7 +185,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             "grad_norms": partial(gradient_norms, owned, balance.coefficients, waits),
         }
         self.statistics = Statistics(measured, **later)
-        if self._model.replicas.sharded:  # collectives: now, on every rank, not where one happens to read them
+        if self._model.replicas.sharded:  # collectives: now, on every rank, not where one is read
             self.statistics.measure()
         self._pending.remember(direction.turn_(policy, self._model, balance, self.statistics))
         self._pending.modulated = True

@@ -9,7 +9,6 @@ from .distributed import mean_over_ranks
 from .policies import Policy
 from .policies.base import Balance, State
 
-
 Part = tuple[Tensor, int]  # scores [M], means over so many samples
 
 

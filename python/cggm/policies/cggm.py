@@ -139,7 +139,7 @@ class CGGM(Policy):
         """
         old = state["scores"]
         if self.stable:
-            before = torch.where(state["steps"] > 0, old, scores)  # in the first step nobody has gained anything
+            before = torch.where(state["steps"] > 0, old, scores)  # nobody gains in the first step
             smoothed = torch.lerp(scores, before, self.smoothing)
             weights = torch.lerp(stable_balance(smoothed - before), state["weights"], self.smoothing)
         else:

@@ -27,9 +27,9 @@ def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tens
     tensor(0.6667)
     """
     inside = (unimodal - product) / (multimodal + unimodal - 2 * product)
-    shortest = torch.where(product >= unimodal, torch.full_like(inside, 0.001), inside)
-    shortest = torch.where(product >= multimodal, torch.full_like(inside, 0.999), shortest)
-    return torch.where(product > 0, torch.full_like(inside, 0.5), shortest)
+    shortest = torch.where(product >= unimodal, 0.001, inside)
+    shortest = torch.where(product >= multimodal, 0.999, shortest)
+    return torch.where(product > 0, 0.5, shortest)
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,11 @@ class MMPareto(Policy):
 
     def weigh(self, gram: Tensor) -> Tensor:
         """Weights `[S, 2]`, norm and γ included, from the dot products `[S, 2, 2]` of an encoder's S tensors."""
-        x, y, z = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]  # [S]
-        weight = pareto_weight(x.sum(), y.sum(), z.sum())
+        whole = gram.sum(0)  # [2, 2], of all tensors together
+        weight = pareto_weight(whole[0, 0], whole[0, 1], whole[1, 1])
         weights = torch.stack([2 * weight, 2 - 2 * weight])  # [2]
-        one, other = weights[0], weights[1]
-        squared = one * one * x + 2 * one * other * y + other * other * z  # [S], ‖h‖²
-        plain = x + 2 * y + z  # [S], ‖g_m + g_u‖²
+        squared = gram @ weights @ weights  # [S], ‖h‖²
+        plain = gram.sum((1, 2))  # [S], ‖g_m + g_u‖²
         return self.gamma * _raise(plain, squared).sqrt()[:, None] * weights
 
 
