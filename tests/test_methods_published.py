@@ -52,45 +52,56 @@ def ogm_by_hand(model, classifiers, alpha):
         yield flat(model)
 
 
-def agm_by_hand(model, classifiers, alpha):
+def responses_by_hand(model, features):
     """Two modalities as released; three by the mean over all orders in which they can join."""
-    optimizer, means, modalities = sgd(model), None, len(model.modalities)
-    for step, (inputs, target) in enumerate(batches(STEPS, model.modalities)):
-        features = encode(model, inputs)
-        value = {(): 0.0}
-        for size in range(1, modalities + 1):
-            for members in itertools.combinations(range(modalities), size):
-                kept = [f if i in members else torch.zeros_like(f) for i, f in enumerate(features)]
-                value[members] = fuse(model, kept)
-        if modalities == 2:
-            responses = [
-                0.5 * (value[0, 1] - value[1,] + value[0,]),
-                0.5 * (value[0, 1] - value[0,] + value[1,]),
-            ]
-        else:
-            responses = [0.0] * modalities
-            orders = list(itertools.permutations(range(modalities)))
-            for order in orders:
-                for place, i in enumerate(order):
-                    before = tuple(sorted(order[:place]))
-                    gain = value[tuple(sorted((*before, i)))] - value[before]
-                    responses[i] = responses[i] + gain / len(orders)
-        rows = torch.arange(len(target))
-        surprises = [
-            -torch.log(torch.clamp(r.softmax(1)[rows, target], min=1e-8)).mean().item() for r in responses
+    modalities, value = len(features), {(): 0.0}
+    for size in range(1, modalities + 1):
+        for members in itertools.combinations(range(modalities), size):
+            kept = [f if i in members else torch.zeros_like(f) for i, f in enumerate(features)]
+            value[members] = fuse(model, kept)
+    if modalities == 2:
+        return [
+            0.5 * (value[0, 1] - value[1,] + value[0,]),
+            0.5 * (value[0, 1] - value[0,] + value[1,]),
         ]
-        mean = sum(surprises) / modalities
-        ratios = [math.exp(2 * (mean - s)) for s in surprises]
-        means = [0.0] * modalities if means is None else means
+    responses = [0.0] * modalities
+    orders = list(itertools.permutations(range(modalities)))
+    for order in orders:
+        for place, i in enumerate(order):
+            before = tuple(sorted(order[:place]))
+            gain = value[tuple(sorted((*before, i)))] - value[before]
+            responses[i] = responses[i] + gain / len(orders)
+    return responses
+
+
+def agm_by_hand(model, classifiers, alpha, micro=1):
+    """With micro-batches, the coefficients of each are made from the scores up to it."""
+    optimizer, modalities = sgd(model), len(model.modalities)
+    means = [0.0] * modalities
+    for step, batch in enumerate(batches(STEPS, model.modalities)):
         usual = [math.exp(2 * (sum(means) / modalities - m)) for m in means]
-        coefficients = [math.exp(alpha * (q - r)) for q, r in zip(usual, ratios, strict=True)]
-        means = [m * step / (step + 1) + s / (step + 1) for m, s in zip(means, surprises, strict=True)]
-        for response, coefficient in zip(responses, coefficients, strict=True):
-            response.register_hook(lambda gradient, c=coefficient: gradient * c)
+        totals = [0.0] * modalities
         optimizer.zero_grad()
-        F.cross_entropy(sum(responses), target).backward()
+        for number, (inputs, target) in enumerate(parts(*batch, micro), 1):
+            responses = responses_by_hand(model, encode(model, inputs))
+            rows = torch.arange(len(target))
+            for i, response in enumerate(responses):
+                sure = torch.clamp(response.softmax(1)[rows, target], min=1e-8)
+                totals[i] -= torch.log(sure).mean().item()
+            surprises = [total / number for total in totals]
+            ratios = [math.exp(2 * (sum(surprises) / modalities - s)) for s in surprises]
+            coefficients = [math.exp(alpha * (q - r)) for q, r in zip(usual, ratios, strict=True)]
+            for response, coefficient in zip(responses, coefficients, strict=True):
+                response.register_hook(lambda gradient, c=coefficient: gradient * c)
+            (F.cross_entropy(sum(responses), target) / micro).backward()
+        means = [m * step / (step + 1) + s / (step + 1) for m, s in zip(means, surprises, strict=True)]
         optimizer.step()
         yield flat(model)
+
+
+def parts(inputs, target, micro):
+    """A batch in equal micro-batches."""
+    return zip(zip(*(x.chunk(micro) for x in inputs), strict=True), target.chunk(micro), strict=True)
 
 
 def mmpareto_by_hand(model, classifiers, gamma):
@@ -150,6 +161,20 @@ def test_follows_the_plain_restatement(by_hand, policy, setting, modalities):
         optimizer.step()
         torch.testing.assert_close(flat(model), by_hand_now, rtol=0, atol=1e-5)
     assert (flat(model) - start).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("modalities", [TWO, THREE])
+def test_agm_over_micro_batches(modalities):
+    model, classifiers = small_model(modalities), make_classifiers(modalities)
+    expected = agm_by_hand(copy.deepcopy(model), classifiers, alpha=1.5, micro=4)
+    optimizer = wrap(model, sgd(model), AGM(1.5), classifiers=dict(classifiers.items()))
+    for batch, by_hand_now in zip(batches(STEPS, modalities), expected, strict=True):
+        optimizer.zero_grad()
+        for inputs, target in parts(*batch, 4):
+            loss = F.cross_entropy(model(*inputs), target)
+            (optimizer.balance(loss, target) / 4).backward()
+        optimizer.step()
+        torch.testing.assert_close(flat(model), by_hand_now, rtol=0, atol=1e-5)
 
 
 class Plain(nn.Module):
