@@ -276,6 +276,36 @@ def test_buffers_are_those_of_a_plain_run():
         torch.testing.assert_close(with_balance, without, rtol=0, atol=1e-6)
 
 
+def overflow_on_one_rank(rank, order):
+    """One classifier of rank 1 has an infinite gradient in the second of four steps."""
+    model, run, optimizer = in_order(order, POLICIES["stable"], "feature")
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    weight = next(model.unimodal_classifiers.parameters())
+    trace = []
+    for number, (inputs, target) in enumerate(batches(4)):
+        factor = torch.inf if (number, rank) == (1, 1) else 1.0
+        handle = weight.register_hook(lambda gradient, factor=factor: gradient * factor)
+        (rows,) = share(rank)
+        loss = F.cross_entropy(run(*[x[rows] for x in inputs]), target[rows])
+        optimizer.zero_grad()
+        scaler.scale(optimizer.balance(loss, target[rows])).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        handle.remove()
+        classifiers = [p.detach().flatten() for p in model.unimodal_classifiers.parameters()]
+        trace.append(torch.cat([flat(model), *classifiers]))
+    return torch.stack(trace), scaler.get_scale()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_overflow_on_one_rank_skips_the_step_on_all(order):
+    (one, scale), (other, other_scale) = processes.run(overflow_on_one_rank, 2, order, limit=60, patience=10)
+    assert torch.equal(one, other)
+    assert scale == other_scale == 2.0
+    assert torch.equal(one[0], one[1])
+    assert not torch.equal(one[1], one[2])
+
+
 def one_rank_fails(rank):
     model, run, optimizer = in_order("wrapped after", POLICIES["stable"], "feature")
     steps(model, run, optimizer, share(rank), count=1)

@@ -154,10 +154,17 @@ class ClassifierReplicas:
                 dist.broadcast(tensor, 0)
         return world_size() == 1 and not self.sharded
 
-    def average_gradients_(self) -> None:
-        """Average the classifiers' gradients over the ranks, where DistributedDataParallel has not done so."""
+    def backward_started(self) -> None:
+        """Have the classifiers' gradients averaged over the ranks, where DistributedDataParallel does not do so.
+
+        At the end of the backward pass that calls this, as DistributedDataParallel does it: at the step it would be
+        too late, since a `GradScaler` that finds an overflow in one rank's classifier skips that rank's step.
+        """
         if self._reducer is not None and not self._known():
-            average_over_ranks_([p.grad for p in self._classifiers.parameters() if p.grad is not None])
+            torch.autograd.Variable._execution_engine.queue_callback(self._average)
+
+    def _average(self) -> None:
+        average_over_ranks_([p.grad for p in self._classifiers.parameters() if p.grad is not None])
 
     def _note_reducer(self, _module: nn.Module, _arguments: tuple) -> None:
         # Some frameworks hand the bare module out while they run it inside the reducer.

@@ -22,7 +22,6 @@ from .assessment import assess, check_loss
 from .multimodal import MultimodalModel
 from .pending import PendingStep
 from .policies import CGGM, Joint, Policy
-from .policies.base import State
 from .statistics import Statistics
 from .stepping import Stepping
 from .tasks import Task, find_task
@@ -104,7 +103,6 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._stepping = Stepping(self, self._model, self.application)
 
         self._pending = PendingStep(self.policy)
-        self._state: State = {}  # the policy's, as of the last step taken
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
         self.statistics = Statistics({})
 
@@ -149,12 +147,16 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._model.forget()
         if self._pending.backward_ran and self._model.gradients_were_cleared():
             self._pending.clear()  # by model.zero_grad(), after a step that was skipped
-        self._pending.add(assessed.scores, target.shape[0], self._state)
+        self._pending.add(assessed.scores, target.shape[0])
         self._figures = assessed.figures
         self._tell_junctions()
-        total = assessed.total(policy, self._model, loss, self._pending.balance, self._state)
-        total.register_hook(self._pending.mark_backward)
+        total = assessed.total(policy, self._model, loss, self._pending.balance, self._pending.state)
+        total.register_hook(self._backward_started)
         return total
+
+    def _backward_started(self, _gradient: Tensor) -> None:
+        self._pending.mark_backward()
+        self._model.replicas.backward_started()
 
     def modulate(self) -> None:
         """Apply the coefficients to the gradients now, and measure them; `step()` does it where nobody has.
@@ -174,7 +176,6 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             return False
         owned = self._model.modalities.with_gradients(self._pending.backward_ran, self.base)
         policy, balance = self._pending.policy, self._pending.balance
-        self._model.replicas.average_gradients_()
         heads = self._model.head_gradients()
         waits = wait and self._stepping.may_wait(policy)
         application = "feature" if waits else self.application  # which leaves these gradients alone
@@ -204,15 +205,14 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         else:
             result = self._stepping.step_unfolded(self._pending, closure, self.modulate)
         if self._pending.balance is not None:
-            self._commit(self._pending.balance.state)
-            self._pending.clear()
+            self._pending.commit()
             self._tell_junctions()
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget the scores of a step that was skipped."""
         self.base.zero_grad(set_to_none=set_to_none)
-        self._pending.drop_done(self._state)
+        self._pending.drop_done()
         self._tell_junctions()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -227,19 +227,12 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         """
         self._model.detach(self.base)
 
-    def _commit(self, state: State) -> None:
-        if self._state.keys() != state.keys():  # copies: a policy may keep what the statistics show
-            self._state = {name: tensor.clone() for name, tensor in state.items()}
-            return
-        for name, tensor in self._state.items():
-            tensor.copy_(state[name])  # in place: a captured CUDA graph replays onto these addresses
-
     def _tell_junctions(self) -> None:
         balance = self._pending.balance
         self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
 
     def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = self._state or direction.initial_state(self.policy, self._model)
+        state = self._pending.state or direction.initial_state(self.policy, self._model)
         checkpoint.add_entries(state_dict, self.base, self._model.classifiers, state)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
@@ -247,7 +240,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         classifiers = self._model.classifiers
         plain, values, state = checkpoint.take_entries(state_dict, self.base, classifiers, expected)
         self.base.load_state_dict(plain)
-        self._state = checkpoint.restore(classifiers, values, state)
+        self._pending.state = checkpoint.restore(classifiers, values, state)
         self._fresh &= values is None
         self._pending.clear()
         self._tell_junctions()

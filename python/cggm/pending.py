@@ -24,6 +24,7 @@ class PendingStep:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self.state: State = {}  # the policy's, as of the last step taken
         self.clear()
 
     def clear(self) -> None:
@@ -39,37 +40,48 @@ class PendingStep:
         """Whether some balanced loss went backward since the last step."""
         return self._done is not None
 
-    def add(self, scores: Tensor, samples: int, state: State) -> None:
+    def add(self, scores: Tensor, samples: int) -> None:
         """Count a micro-batch in: scores `[M]`, means over `samples`; coefficients are made anew."""
         if self.modulated:  # the step of the gradients so far was skipped: these belong to a new one
             self._done = None
             self.modulated = False
         self._waiting = _together(self._waiting, (scores, samples))
-        self._propose(state)
+        self._propose()
 
-    def mark_backward(self, _gradient: Tensor | None = None) -> None:
-        """The losses balanced so far are going backward now (a tensor hook of theirs)."""
+    def mark_backward(self) -> None:
+        """The losses balanced so far are going backward now."""
         if self._waiting is not None:
             self._done = _together(self._done, self._waiting)
             self._waiting = None
 
-    def drop_done(self, state: State) -> None:
+    def drop_done(self) -> None:
         """Forget what went backward: its gradients have been cleared without a step."""
         if self._waiting is None:
             self.clear()
         elif self._done is not None:
             self._done = None
-            self._propose(state)
+            self._propose()
         self.modulated = False
+
+    def commit(self) -> None:
+        """The step has been taken: the policy's next state is its state now, and nothing is pending."""
+        state = self.balance.state if self.balance is not None else self.state
+        if self.state.keys() != state.keys():  # copies: a policy may keep what the statistics show
+            self.state = {name: tensor.clone() for name, tensor in state.items()}
+        else:
+            for name, tensor in self.state.items():
+                tensor.copy_(state[name])  # in place: a captured CUDA graph replays onto these addresses
+        self.clear()
 
     def remember(self, more: State) -> None:
         """Have the policy's next state hold further tensors."""
         if self.balance is not None:
             self.balance = self.balance._replace(state={**self.balance.state, **more})
 
-    def _propose(self, state: State) -> None:
+    def _propose(self) -> None:
         self.scores = mean_over_ranks(*_together(self._done, self._waiting))
-        self.balance = self.policy.balance(self.scores, state or self.policy.initial_state(self.scores))
+        state = self.state or self.policy.initial_state(self.scores)
+        self.balance = self.policy.balance(self.scores, state)
 
 
 def _together(one: Part | None, other: Part | None) -> Part:
