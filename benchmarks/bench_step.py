@@ -8,7 +8,7 @@ from harness import compare
 from torch import nn
 from torch.nn import functional as F
 
-from cggm import CGGM, CGGMOptimizerWrapper
+from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from cggm.classifiers import UnimodalClassifier
 from cggm_ops import scale_
 
@@ -137,6 +137,31 @@ def test_host_time_of_the_optimizer_step(benchmark, name, apply):
         optimizer.step()
 
     compare(benchmark, step, {"the base's own step": optimizer.base.step})
+
+
+@pytest.mark.parametrize("policy", [CGGM(), UnimodalLosses()], ids=repr)
+def test_host_time_of_balance(benchmark, policy):
+    """balance() on the same features again and again, against the classifiers and losses that it runs."""
+    model, inputs, target = setup(64, 4)
+    names = {"a": "encoders.0", "b": "encoders.1"}
+    base = OPTIMIZERS["SGD"](model.parameters())
+    optimizer = CGGMOptimizerWrapper(base, model, encoders=names, head="head", policy=policy)
+    loss = F.cross_entropy(model(*inputs), target)
+    captures = optimizer._model.modalities.captures
+    features = [capture.features for capture in captures]
+    classifiers = list(model.unimodal_classifiers.children())
+
+    def balance():
+        for capture, kept in zip(captures, features, strict=True):
+            capture.features = kept
+        optimizer.balance(loss, target)
+        optimizer._pending.clear()
+
+    def by_hand():
+        outputs = [c(f.detach()) for c, f in zip(classifiers, features, strict=True)]
+        return loss + sum(F.cross_entropy(output, target) for output in outputs)
+
+    compare(benchmark, balance, {"classifiers and losses by hand": by_hand})
 
 
 @pytest.mark.parametrize("apply", ["feature", "gradient"])
