@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 from cggm import CGGM, UnimodalLosses
 from helpers import batches, flat, small_model, wrap
+from test_methods_training import POLICIES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-POLICIES = [CGGM(lam=0.1), UnimodalLosses()]
+CAPTURED = [CGGM(lam=0.1), CGGM(lam=0.0), UnimodalLosses()]
 
 
 def make(policy):
@@ -26,7 +27,7 @@ def on_device(count):
     return [([x.cuda() for x in inputs], target.cuda()) for inputs, target in batches(count)]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("policy", [*CAPTURED, *POLICIES.values()], ids=repr)
 def test_a_step_never_waits(policy):
     model, optimizer = make(policy)
     data = on_device(6)
@@ -36,12 +37,13 @@ def test_a_step_never_waits(policy):
     try:
         for batch in data[3:]:
             step(model, optimizer, *batch)
+            dict(optimizer.statistics)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(flat(model)).all()
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("policy", CAPTURED, ids=repr)
 def test_a_captured_step_replays(policy):
     data = on_device(8)
     eager_model, eager = make(policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -213,11 +214,13 @@ def gradient_norms(owned: Owned, coefficients: Tensor, waiting: bool = False) ->
         waiting: whether the gradients have not been multiplied by them yet, which the norms then are instead.
     """
     squared = torch.zeros(coefficients.numel(), dtype=torch.float64, device=coefficients.device)  # [M]
-    for (device, groups), (grads, owners) in _by_place(_gradients(owned)).items():
-        norms = torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).double()
-        sums = torch.zeros_like(squared, device=device)
-        sums.index_add_(0, torch.tensor(owners, device=device), norms.square())
-        squared += sum_over_shards(sums, groups).to(squared.device)
+    for (_, groups), (grads, owners) in _by_place(_gradients(owned)).items():
+        squares = torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).double().square()  # [S]
+        sums = list(torch.zeros_like(squared, device=squares.device))
+        runs = [(owner, len(list(run))) for owner, run in groupby(owners)]  # one modality after the other
+        for (owner, _), part in zip(runs, squares.split([length for _, length in runs]), strict=True):
+            sums[owner] = part.sum()
+        squared += sum_over_shards(torch.stack(sums), groups).to(squared.device)
     norms = squared.sqrt().float()
     return norms * coefficients.abs() if waiting else norms
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .capture import recomputing, replace
-from .shapley import coalitions
+from .constants import constant, table
+from .shapley import EXACT, coalitions
 
 if TYPE_CHECKING:
     from .modalities import Modalities
@@ -69,13 +70,16 @@ class Responses:
                 "tensor; call that before balance()"
             )
         everyone = self._output
-        asked, weights = coalitions(len(self._modalities.names), self._permutations)
+        modalities = len(self._modalities.names)
+        asked, shares = coalitions(modalities, self._permutations)
+        exact = modalities <= EXACT  # the same in every step
+        weights = (constant if exact else table)(tuple(map(tuple, shares)), everyone.device)  # [M, S]
         try:
             with self._in_evaluation(everyone):
                 values = [self._value(coalition) for coalition in asked[:-1]]
         finally:
             self._output = everyone
-        return Attribution([*values, everyone], everyone.new_tensor(weights, dtype=torch.float32))
+        return Attribution([*values, everyone], weights)
 
     def _value(self, coalition: tuple[int, ...]) -> Tensor:
         arguments, keywords = self._call  # type: ignore[misc]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .constants import constant
 from .tasks import check_batch
 
 _SMOOTHING = 1e-6  # what neither has nor should have anything scores 1
@@ -74,7 +74,7 @@ class Segmentation:
                     f"class_weights has {len(self.class_weights)} weights, but the output {list(output.shape)} has "
                     f"{classes} classes"
                 )
-            weight = _constant(self.class_weights, output.device)
+            weight = constant(self.class_weights, output.device)
         numbers = torch.arange(classes, device=output.device).view(-1, *[1] * (output.ndim - 2))
         true = (
             target[:, None] == numbers
@@ -97,7 +97,7 @@ class Segmentation:
         if any(not 0 <= i < classes for region in regions for i in region):
             raise ValueError(f"regions names classes of {regions}, but the output has {classes} classes")
         rows = tuple(tuple(float(i in region) for i in range(classes)) for region in regions)
-        member = _constant(rows, output.device)  # [R, C]
+        member = constant(rows, output.device)  # [R, C]
         found = member[:, output.argmax(1).flatten()]  # [R, pixels]
         true = member[:, target.flatten()]
         return (2 * (found * true).sum(1) + _SMOOTHING) / (found.sum(1) + true.sum(1) + _SMOOTHING)
@@ -118,10 +118,3 @@ class Segmentation:
         """
         probabilities = self._resized(output, target).float().softmax(1)
         return probabilities.gather(1, target[:, None]).flatten(1).mean(1)
-
-
-@functools.lru_cache(maxsize=32)
-def _constant(values: tuple, device: torch.device) -> Tensor:
-    """Made once per device: a copy from the host in every step would wait for it."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float32, device=device)
