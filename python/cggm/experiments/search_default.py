@@ -137,8 +137,10 @@ def search(store: Store, *, seeds: tuple[int, int, int], finalists: int, process
     for cell in cells:
         means = {m: statistics.fmean(first[cell][m].values()) for m in apart[cell[0]]}
         last[cell] = [*BASELINES, max(means, key=means.get), winner]
+    others = {cell: [name for name in finalists_names if name != winner] for cell in cells}
+    beside = accuracies(others, confirming, "accuracy")
     for cell, by_method in accuracies(last, confirming, "accuracy").items():
-        _confirm(by_method, cell, winner, rates)
+        _confirm(by_method | beside[cell], cell, winner, rates)
 
 
 def _show(order: Mapping[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from .base import Place, Policy
 
 
-def weighted_sum(one: Tensor, other: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+def weighted_sum(one: Tensor, other: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """`w_1 · one + w_2 · other` in at least float32, returned in the dtype of `one`.
 
     Args:
@@ -47,11 +48,8 @@ class NormEqualization(Policy):
         """`m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`; not finite where one of the gradients is not."""
         if unimodal is None:
             return multimodal
-        one, other = norm(multimodal), norm(unimodal)
-        larger = torch.maximum(one, other)
-        return weighted_sum(multimodal, unimodal, (_ratio(larger, one), _ratio(larger, other)))
-
-
-def _ratio(larger: Tensor, norm: Tensor) -> Tensor:
-    """`larger / norm`, bounded; 1 where the norm is 0, since there is nothing to raise then."""
-    return torch.where(norm > 0, larger / torch.maximum(norm, larger * 1e-30), torch.ones_like(norm))
+        norms = torch.stack([norm(multimodal), norm(unimodal)])  # [2]
+        larger = norms.amax()
+        # a zero gradient stays zero times any finite weight
+        weights = larger / norms.clamp_min((larger * 1e-30).clamp_min(torch.finfo(norms.dtype).tiny))
+        return weighted_sum(multimodal, unimodal, weights.unbind())
