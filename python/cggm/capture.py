@@ -94,12 +94,9 @@ class Capture:
         if self.passing or not torch.is_grad_enabled():
             return output
         features, selector = select(output, self.selector, self.name)
-        multimodal, unimodal = self.junction.split(features, module, arguments)
         again = recomputing()
-        if self.mask is not None:
-            multimodal = self.mask.apply(multimodal, self.name, again)
-        if multimodal is unimodal:
-            multimodal = multimodal.clone()
+        dropped = None if self.mask is None else self.mask.dropped(features, self.name, again)
+        multimodal, unimodal = self.junction.split(features, dropped, module, arguments)
         if not again:
             self.features = unimodal
             self.output = (output, selector) if self.keeps_output else None

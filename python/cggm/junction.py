@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import world_size
+from .masking import without
 from .parameter_junction import ParameterJunction
 from .policies.base import Application, Policy
 
@@ -50,15 +51,17 @@ class Junction:
         self.__dict__.update(state)
         self._register()  # a copy is a junction of its own
 
-    def split(self, output: Tensor, encoder: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def split(
+        self, output: Tensor, dropped: Tensor | None, encoder: nn.Module, inputs: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
         """The multimodal and the unimodal branch of the output of `encoder` for `inputs`.
 
-        The multimodal branch is a copy: an in-place activation in the fusion then changes neither the
-        classifier's features nor an autograd view. Where there is nothing to do here, both are the output itself.
+        The multimodal branch is a copy, zero in the samples that have `dropped` this modality: an in-place activation
+        in the fusion then changes neither the classifier's features nor an autograd view.
         """
-        if self.meet is None and not self.scaled:
-            return output, output  # autograd adds the two up by itself
-        return _Split.apply(output, self)
+        if self.meet is None and not self.scaled and dropped is None:
+            return output.clone(), output  # autograd adds the two gradients up by itself
+        return _Split.apply(output, self, dropped)
 
     def read(self, coefficient: Tensor) -> None:
         """Take the coefficient from this 0-dimensional tensor, whatever it holds when a backward pass comes by."""
@@ -118,11 +121,18 @@ def _(like: Tensor, number: int) -> Tensor:
 
 class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, output: Tensor, junction: Junction) -> tuple[Tensor, Tensor]:
-        ctx.junction = junction
+    def forward(
+        ctx: Any, output: Tensor, junction: Junction, dropped: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        # An attribute instead of a saved tensor: recomputation cannot exchange it.
+        ctx.junction, ctx.dropped = junction, dropped
         ctx.set_materialize_grads(False)
-        return output.clone(), output.view_as(output)
+        return without(output, dropped), output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, multimodal: Tensor | None, unimodal: Tensor | None) -> tuple[Tensor | None, None]:
-        return ctx.junction.backward(multimodal, unimodal), None
+    def backward(
+        ctx: Any, multimodal: Tensor | None, unimodal: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        if multimodal is not None and ctx.dropped is not None:
+            multimodal = multimodal.masked_fill(ctx.dropped, 0)
+        return ctx.junction.backward(multimodal, unimodal), None, None

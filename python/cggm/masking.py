@@ -29,8 +29,8 @@ class ModalityMask:
         self._first: str | None = None  # whose run made the draw
         self._served: frozenset[str] = frozenset()  # who has used it, in this forward pass
 
-    def apply(self, features: Tensor, name: str, recomputing: bool) -> Tensor:
-        """The features `[B, ...]`, zero in the samples that lose this modality.
+    def dropped(self, features: Tensor, name: str, recomputing: bool) -> Tensor | None:
+        """Which samples lose this modality, bool `[B, 1, ...]` beside features `[B, ...]`; None while it is off.
 
         Args:
             features: a modality's, samples in the first dimension.
@@ -41,7 +41,7 @@ class ModalityMask:
             ValueError: another number of samples than the other modalities have.
         """
         if not (self.active and self._model.training):
-            return features
+            return None
         samples = features.shape[0] if features.ndim else 0
         if recomputing:
             if name == self._first:
@@ -59,7 +59,7 @@ class ModalityMask:
                 "in the first dimension of all features"
             )
         dropped = self._drawn.to(features.device) == self._number[name]  # [B]
-        return _Drop.apply(features, dropped.view(-1, *[1] * (features.ndim - 1)))
+        return dropped.view(-1, *[1] * (features.ndim - 1))
 
     def forget(self) -> None:
         """The next encoder that runs makes a new draw."""
@@ -69,13 +69,11 @@ class ModalityMask:
         return {**self.__dict__, "_drawn": None, "_served": frozenset()}
 
 
-class _Drop(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, dropped: Tensor) -> Tensor:
-        # An attribute instead of a saved tensor: recomputation cannot exchange it.
-        ctx.dropped = dropped
-        return features.masked_fill(dropped, 0)
+def without(features: Tensor, dropped: Tensor | None) -> Tensor:
+    """A copy of the features `[B, ...]`, zero in the samples that have dropped them (bool `[B, 1, ...]`, None: nobody).
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.masked_fill(ctx.dropped, 0), None
+    >>> without(torch.ones(2, 2), torch.tensor([[True], [False]]))
+    tensor([[0., 0.],
+            [1., 1.]])
+    """
+    return features.clone() if dropped is None else features.masked_fill(dropped, 0)

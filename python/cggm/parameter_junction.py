@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .application import accumulate_
+from .masking import without
 
 
 class ParameterJunction:
@@ -30,35 +31,45 @@ class ParameterJunction:
         self.name = name
 
     @torch.compiler.disable
-    def split(self, output: Tensor, encoder: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        """The multimodal and the unimodal branch of the output of `encoder` for `inputs`.
+    def split(
+        self, output: Tensor, dropped: Tensor | None, encoder: nn.Module, inputs: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """The multimodal and the unimodal branch of the output of `encoder` for `inputs`, as `Junction.split`.
 
         Raises:
             RuntimeError: an input that a gradient should reach, which the cut would keep from it.
         """
         parameters = [p for p in encoder.parameters() if p.requires_grad]
         if not output.requires_grad or not parameters:
-            return output.clone(), output
+            return without(output, dropped), output
         if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             raise RuntimeError(
                 f"encoder {self.name!r}: MMPareto() hands no gradient on to what lies before its input, but that wants "
                 "one; name a module that includes it as the encoder, or use FeaturePareto()"
             )
-        return _Cut.apply(output.detach().requires_grad_(), self.weigh, (output, parameters))
+        return _Cut.apply(output.detach().requires_grad_(), self.weigh, dropped, (output, parameters))
 
 
 class _Cut(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, leaf: Tensor, weigh: Callable[[Tensor], Tensor], behind: tuple[Tensor, list[Tensor]]
+        ctx: Any,
+        leaf: Tensor,
+        weigh: Callable[[Tensor], Tensor],
+        dropped: Tensor | None,
+        behind: tuple[Tensor, list[Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        ctx.weigh, ctx.behind = weigh, behind
+        ctx.weigh, ctx.dropped, ctx.behind = weigh, dropped, behind
         ctx.set_materialize_grads(False)
-        return leaf.clone(), leaf.view_as(leaf)
+        return without(leaf, dropped), leaf.view_as(leaf)
 
     @staticmethod
-    def backward(ctx: Any, multimodal: Tensor | None, unimodal: Tensor | None) -> tuple[None, None, None]:
+    def backward(
+        ctx: Any, multimodal: Tensor | None, unimodal: Tensor | None
+    ) -> tuple[None, None, None, None]:
         output, parameters = ctx.behind
+        if multimodal is not None and ctx.dropped is not None:
+            multimodal = multimodal.masked_fill(ctx.dropped, 0)
         incoming = [gradient for gradient in (multimodal, unimodal) if gradient is not None]
         sets: list[list[Tensor]] = []
         for number, gradient in enumerate(incoming, 1):
@@ -72,7 +83,7 @@ class _Cut(torch.autograd.Function):
             if any(parameter.grad is None for parameter in used):
                 sets[0] = _apart(sets[0], [*incoming, *(g for one in sets[1:] for g in one)])
             accumulate_(used, sets, ctx.weigh)
-        return None, None, None
+        return None, None, None, None
 
 
 def _apart(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
