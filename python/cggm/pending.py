@@ -89,4 +89,4 @@ def _together(one: Part | None, other: Part | None) -> Part:
     if one is None or other is None:
         return one or other  # type: ignore[return-value]
     samples = one[1] + other[1]
-    return torch.lerp(one[0], other[0], other[1] / samples), samples
+    return torch.lerp(one[0], other[0], other[1] / max(samples, 1)), samples
