@@ -14,6 +14,9 @@ struct Half {
   uint16_t bits;
 };
 
+// Elements per loop iteration, on every instruction set.
+constexpr int kUnit = 16;
+
 // Elements converted at a time into a buffer of doubles that stays in the first-level cache.
 constexpr int64_t kBlock = 512;
 

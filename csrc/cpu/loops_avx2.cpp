@@ -28,34 +28,49 @@ inline Floats load(const BFloat16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_shorts(p)), 16));
 }
 
-// Stores return what was stored.
-inline Floats store(float* p, Floats v) {
-  _mm256_storeu_ps(p, v);
-  return v;
+inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+inline void store(Half* p, Floats v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline Floats store(Half* p, Floats v) {
-  const __m128i bits = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bits);
-  return _mm256_cvtph_ps(bits);
-}
-// Round to nearest even; a NaN becomes the quiet NaN of its sign.
-inline Floats store(BFloat16* p, Floats v) {
+// Rounds to nearest even, into the upper halves of the words; not for NaN.
+inline __m256i round_words(Floats v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+}
+// A NaN becomes the quiet NaN of its sign.
+inline void store(BFloat16* p, Floats v) {
+  const __m256 quiet = _mm256_or_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x00400000)));
   const __m256 is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-  const __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), is_nan);
+  const __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(round_words(v)), quiet, is_nan);
   const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
   const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
-  return _mm256_castsi256_ps(_mm256_slli_epi32(high, 16));
+}
+// Multiplies a unit: elements of even and those of odd index, which need no moves between lanes, and NaN, which are rare, apart.
+inline void scale_unit(BFloat16* p, double coefficient) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  const Floats even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)) * (float)coefficient;
+  const Floats odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper)) * (float)coefficient;
+  if (_mm256_movemask_ps(_mm256_cmp_ps(even, odd, _CMP_UNORD_Q))) {
+    for (int k = 0; k < kUnit; k += 8) store(p + k, load(p + k) * (float)coefficient);
+    return;
+  }
+  const __m256i rounded = _mm256_blend_epi16(_mm256_srli_epi32(round_words(even), 16), round_words(odd), 0xaa);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
 }
 
-inline Doubles widen_low(Floats v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
-inline Doubles widen_high(Floats v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
 inline Floats narrow(Doubles low, Doubles high) { return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)); }
 
+// Half precision is widened in half registers: taking one out of a whole register costs more than the second load.
+inline Doubles load_doubles(const Half* p) {
+  return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline Doubles load_doubles(const BFloat16* p) {
+  const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), bits)));
+}
 inline Doubles load_doubles(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 inline Doubles load_doubles(const double* p) { return _mm256_loadu_pd(p); }
 inline void store_doubles(double* p, Doubles v) { _mm256_storeu_pd(p, v); }

@@ -10,6 +10,8 @@ typedef float Floats __attribute__((vector_size(16)));
 typedef float FloatPair __attribute__((vector_size(8)));
 typedef double Doubles __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(16)));
+typedef uint32_t WordPair __attribute__((vector_size(8)));
+typedef uint16_t ShortPair __attribute__((vector_size(4)));
 typedef uint16_t Shorts __attribute__((vector_size(8)));
 
 template <typename V, typename T>
@@ -27,33 +29,32 @@ inline Floats load(const Half* p) {
   return v;
 }
 
-// Stores return what was stored.
-inline Floats store(float* p, Floats v) {
-  __builtin_memcpy(p, &v, sizeof(v));
-  return v;
-}
+inline void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof(v)); }
 // Round to nearest even; a NaN becomes the quiet NaN of its sign.
-inline Floats store(BFloat16* p, Floats v) {
+inline void store(BFloat16* p, Floats v) {
   const Words bits = (Words)v;
   const Words rounded = bits + (((bits >> 16) & 1) + 0x7fff);
   const Words is_nan = (Words)(v != v);
   const Words high = ((is_nan & (bits | 0x00400000)) | (~is_nan & rounded)) >> 16;
   const Shorts out = __builtin_convertvector(high, Shorts);
   __builtin_memcpy(p, &out, sizeof(out));
-  return (Floats)(high << 16);
 }
-inline Floats store(Half* p, Floats v) {
+inline void store(Half* p, Floats v) {
   for (int i = 0; i < 4; ++i) p[i].bits = c10::Half(v[i]).x;
-  return load(p);
 }
 
-inline Doubles widen_low(Floats v) { return __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1), Doubles); }
-inline Doubles widen_high(Floats v) { return __builtin_convertvector(__builtin_shufflevector(v, v, 2, 3), Doubles); }
 inline Floats narrow(Doubles low, Doubles high) {
   return __builtin_shufflevector(
       __builtin_convertvector(low, FloatPair), __builtin_convertvector(high, FloatPair), 0, 1, 2, 3);
 }
 
+inline Doubles load_doubles(const Half* p) {
+  return Doubles{c10::Half(p[0].bits, c10::Half::from_bits()), c10::Half(p[1].bits, c10::Half::from_bits())};
+}
+inline Doubles load_doubles(const BFloat16* p) {
+  const WordPair words = __builtin_convertvector(load_bits<ShortPair>(p), WordPair) << 16;
+  return __builtin_convertvector((FloatPair)words, Doubles);
+}
 inline Doubles load_doubles(const float* p) { return __builtin_convertvector(load_bits<FloatPair>(p), Doubles); }
 inline Doubles load_doubles(const double* p) { return load_bits<Doubles>(p); }
 inline void store_doubles(double* p, Doubles v) { __builtin_memcpy(p, &v, sizeof(v)); }

@@ -1,12 +1,11 @@
 // The loops themselves. Included once per instruction set, by a file that defines CGGM_ISA (the namespace) and there the
-// types Floats and Doubles of one vector register and the primitives load, store, widen_low, widen_high, narrow and
-// load_doubles. Nothing from the standard library is used: its inline functions must not be emitted with these instructions.
+// types Floats and Doubles of one vector register and the primitives load, store, narrow, load_doubles and store_doubles,
+// each for one register. Nothing from the standard library is used: its inline functions must not be emitted with these instructions.
 
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
 constexpr int kLanes = sizeof(Floats) / sizeof(float);
-constexpr int kUnit = 16;  // elements per loop iteration, on every instruction set
 
 // A unit as doubles: the arrangement of lanes is the same on every instruction set, and so are the sums.
 constexpr int kDoubles = kUnit / (kLanes / 2);
@@ -34,15 +33,7 @@ inline void store(double* p, Doubles v) { store_doubles(p, v); }
 template <typename T>
 inline Unit load_unit(const T* p) {
   Unit unit;
-  if constexpr (sizeof(T) == 2) {
-    for (int k = 0; k < kDoubles; k += 2) {
-      const Floats v = load(p + k / 2 * kLanes);
-      unit.part[k] = widen_low(v);
-      unit.part[k + 1] = widen_high(v);
-    }
-  } else {
-    for (int k = 0; k < kDoubles; ++k) unit.part[k] = load_doubles(p + k * (kLanes / 2));
-  }
+  for (int k = 0; k < kDoubles; ++k) unit.part[k] = load_doubles(p + k * (kLanes / 2));
   return unit;
 }
 
@@ -55,22 +46,10 @@ inline void store_unit(T* p, const Unit& unit) {
   }
 }
 
-// Multiplies in float (in double for double), stores, and returns what was stored.
+// Multiplies in float, in double for double.
 template <typename T>
-inline Unit scale_unit(T* p, double coefficient) {
-  Unit unit;
-  if constexpr (sizeof(T) == 8) {
-    for (int k = 0; k < kDoubles; ++k) unit.part[k] = load_doubles(p + k * (kLanes / 2)) * coefficient;
-    store_unit(p, unit);
-  } else {
-    for (int k = 0; k < kDoubles; k += 2) {
-      T* q = p + k / 2 * kLanes;
-      const Floats v = store(q, load(q) * (float)coefficient);
-      unit.part[k] = widen_low(v);
-      unit.part[k + 1] = widen_high(v);
-    }
-  }
-  return unit;
+inline void scale_unit(T* p, double coefficient) {
+  for (int k = 0; k < kUnit; k += kVector<T>) store(p + k, load(p + k) * (ScalarOf<T>)coefficient);
 }
 
 // Adds the lanes up in halves: 0..7 + 8..15 and so on, the same on every instruction set.
@@ -103,8 +82,8 @@ inline void add_product(Unit& sums, const Unit& a, const Unit& b) {
 }
 
 template <typename T>
-double sum_squares(const T* x, int64_t n) {
-  Unit sums = {};
+inline void add_squares(const T* x, int64_t n, Unit& squares) {
+  Unit sums = squares;  // in registers
   int64_t i = 0;
   for (; i + kUnit <= n; i += kUnit) {
     prefetch(x + i);
@@ -115,25 +94,33 @@ double sum_squares(const T* x, int64_t n) {
     const Unit unit = load_unit(Tail<T>(x + i, n - i).values);
     add_product(sums, unit, unit);
   }
-  return total(sums);
+  squares = sums;
 }
 
 template <typename T>
-double scale(T* x, int64_t n, double coefficient) {
+double sum_squares(const T* x, int64_t n) {
   Unit sums = {};
-  int64_t i = 0;
-  for (; i + kUnit <= n; i += kUnit) {
-    prefetch(x + i);
-    const Unit unit = scale_unit(x + i, coefficient);
-    add_product(sums, unit, unit);
-  }
-  if (i < n) {
-    // Zero padding times an infinite coefficient is NaN: the padding is cleared before it is summed.
-    Tail<T> tail(x + i, n - i);
-    scale_unit(tail.values, coefficient);
-    __builtin_memcpy(x + i, tail.values, (n - i) * sizeof(T));
-    const Unit unit = load_unit(Tail<T>(x + i, n - i).values);
-    add_product(sums, unit, unit);
+  add_squares(x, n, sums);
+  return total(sums);
+}
+
+// What was stored is summed afterwards: loads widen half precision for less than registers do. Pieces are long where
+// arithmetic is the limit, and short where memory is, which must not wait for sums.
+template <typename T>
+double scale(T* x, int64_t n, double coefficient) {
+  constexpr int64_t kPiece = sizeof(T) == 2 ? 512 : kUnit;
+  Unit sums = {};
+  for (int64_t start = 0; start < n; start += kPiece) {
+    const int64_t count = n - start < kPiece ? n - start : kPiece;
+    T* piece = x + start;
+    int64_t i = 0;
+    for (; i + kUnit <= count; i += kUnit) scale_unit(piece + i, coefficient);
+    if (i < count) {
+      Tail<T> tail(piece + i, count - i);
+      scale_unit(tail.values, coefficient);
+      __builtin_memcpy(piece + i, tail.values, (count - i) * sizeof(T));
+    }
+    add_squares(piece, count, sums);
   }
   return total(sums);
 }

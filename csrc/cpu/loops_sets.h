@@ -3,20 +3,6 @@
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
-// As many vectors of doubles as one load gives: two for the halves of a register, one for everything else.
-template <typename T>
-constexpr int kLoaded = sizeof(T) == 2 ? 2 : 1;
-template <typename T>
-inline void load_some(const T* p, Doubles (&some)[kLoaded<T>]) {
-  if constexpr (sizeof(T) == 2) {
-    const Floats v = load(p);
-    some[0] = widen_low(v);
-    some[1] = widen_high(v);
-  } else {
-    some[0] = load_doubles(p);
-  }
-}
-
 // Sums of all products of K rows, with as many lanes as leave the sums in registers.
 template <int K, typename T>
 void gram_of(const T* const* rows, int64_t offset, int64_t n, double* out) {
@@ -24,12 +10,11 @@ void gram_of(const T* const* rows, int64_t offset, int64_t n, double* out) {
   constexpr int kParts = kElements / (kLanes / 2);
   Doubles sums[K][K][kParts] = {};
   const auto add = [&sums](const T* const (&x)[K]) {
-    for (int p = 0; p < kParts; p += kLoaded<T>) {
-      Doubles some[K][kLoaded<T>];
-      for (int k = 0; k < K; ++k) load_some(x[k] + p * (kLanes / 2), some[k]);
-      for (int q = 0; q < kLoaded<T>; ++q)
-        for (int j = 0; j < K; ++j)
-          for (int k = j; k < K; ++k) sums[j][k][p + q] += some[j][q] * some[k][q];
+    for (int p = 0; p < kParts; ++p) {
+      Doubles part[K];
+      for (int k = 0; k < K; ++k) part[k] = load_doubles(x[k] + p * (kLanes / 2));
+      for (int j = 0; j < K; ++j)
+        for (int k = j; k < K; ++k) sums[j][k][p] += part[j] * part[k];
     }
   };
   const T* x[K];
