@@ -65,9 +65,9 @@ inline double total(Unit sums) {
 // Asks for the cache lines of one unit some pages ahead: the hardware's own prefetching stops at every page.
 constexpr int64_t kAhead = 8192;  // bytes
 template <typename T>
-inline void prefetch(const T* p, int64_t bytes = kAhead) {
+inline void prefetch(const T* p) {
   for (int line = 0; line * 64 < kUnit * (int)sizeof(T); ++line)
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + bytes + line * 64);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + line * 64);
 }
 
 // The last, incomplete unit is processed in a copy padded with zeros.
@@ -123,58 +123,6 @@ double scale(T* x, int64_t n, double coefficient) {
     add_squares(piece, count, sums);
   }
   return total(sums);
-}
-
-// Converts n <= kBlock elements to doubles, padded with zeros to a whole number of units, and adds up their squares.
-template <typename T>
-inline void widen(const T* x, int64_t n, double* out, Unit& squares) {
-  for (int64_t i = 0; i < n; i += kUnit) {
-    prefetch(x + i, kBlock * sizeof(T));
-    const Unit unit = i + kUnit <= n ? load_unit(x + i) : load_unit(Tail<T>(x + i, n - i).values);
-    add_product(squares, unit, unit);
-    store_unit(out + i, unit);
-  }
-}
-
-// Adds up x * wide and x^2.
-template <typename T>
-inline void add_products(const T* x, const double* wide, int64_t n, Unit& dots, Unit& squares) {
-  Unit dot = dots, square = squares;  // in registers
-  int64_t i = 0;
-  for (; i + kUnit <= n; i += kUnit) {
-    prefetch(x + i, kBlock * sizeof(T));
-    const Unit unit = load_unit(x + i);
-    add_product(dot, unit, load_unit(wide + i));
-    add_product(square, unit, unit);
-  }
-  if (i < n) {
-    const Unit unit = load_unit(Tail<T>(x + i, n - i).values);
-    add_product(dot, unit, load_unit(wide + i));
-    add_product(square, unit, unit);
-  }
-  dots = dot;
-  squares = square;
-}
-
-template <typename T>
-void products(const T* fusion, const T* const* unimodal, int64_t modalities, int64_t offset, int64_t n, double* out) {
-  constexpr int64_t kGroup = 8;  // modalities that share one conversion of fusion
-  alignas(64) double wide[kBlock];
-  for (int64_t first = 0; first == 0 || first < modalities; first += kGroup) {
-    const int64_t group = modalities - first < kGroup ? modalities - first : kGroup;
-    Unit dots[kGroup] = {}, squares[kGroup] = {}, sq_fusion = {};
-    for (int64_t start = offset; start < offset + n; start += kBlock) {
-      const int64_t count = offset + n - start < kBlock ? offset + n - start : kBlock;
-      widen(fusion + start, count, wide, sq_fusion);
-      for (int64_t m = 0; m < group; ++m)
-        add_products(unimodal[first + m] + start, wide, count, dots[m], squares[m]);
-    }
-    for (int64_t m = 0; m < group; ++m) {
-      out[first + m] = total(dots[m]);
-      out[modalities + first + m] = total(squares[m]);
-    }
-    out[2 * modalities] = total(sq_fusion);
-  }
 }
 
 template <typename T>

@@ -3,42 +3,60 @@
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
-// Sums of all products of K rows, with as many lanes as leave the sums in registers.
+// Calls f(part, x) for the parts of kStep elements, and of the next ones, x being those elements of the K rows as doubles.
+// All rows are read side by side: taking turns for longer would keep the hardware from prefetching.
+template <int kStep, int K, typename T, typename F>
+inline void for_each_part(const T* const (&rows)[K], int64_t n, const F& f) {
+  const auto step = [&f](const T* const (&at)[K]) {
+    for (int p = 0; p < kStep / (kLanes / 2); ++p) {
+      Doubles x[K];
+      for (int k = 0; k < K; ++k) x[k] = load_doubles(at[k] + p * (kLanes / 2));
+      f(p, x);
+    }
+  };
+  const T* at[K];
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    for (int k = 0; k < K; ++k) at[k] = rows[k] + i;
+    if (kStep == kUnit || i % kUnit == 0)
+      for (int k = 0; k < K; ++k) prefetch(at[k]);
+    step(at);
+  }
+  if (i == n) return;
+  T tails[K][kStep] = {};
+  for (int k = 0; k < K; ++k) {
+    __builtin_memcpy(tails[k], rows[k] + i, (n - i) * sizeof(T));
+    at[k] = tails[k];
+  }
+  step(at);
+}
+
+// A sum over kElements lanes, a divisor of a unit: as many as leave all sums of a loop in registers.
+template <int kElements>
+struct Sum {
+  static constexpr int kParts = kElements / (kLanes / 2);
+  Doubles part[kParts] = {};
+  void add(int p, Doubles product) { part[p % kParts] += product; }
+  double total() const {
+    Unit unit = {};
+    for (int p = 0; p < kParts; ++p) unit.part[p] = part[p];
+    return CGGM_ISA::total(unit);
+  }
+};
+
+// Sums of all products of K rows.
 template <int K, typename T>
 void gram_of(const T* const* rows, int64_t offset, int64_t n, double* out) {
   constexpr int kElements = K == 2 ? 16 : 8;
-  constexpr int kParts = kElements / (kLanes / 2);
-  Doubles sums[K][K][kParts] = {};
-  const auto add = [&sums](const T* const (&x)[K]) {
-    for (int p = 0; p < kParts; ++p) {
-      Doubles part[K];
-      for (int k = 0; k < K; ++k) part[k] = load_doubles(x[k] + p * (kLanes / 2));
-      for (int j = 0; j < K; ++j)
-        for (int k = j; k < K; ++k) sums[j][k][p] += part[j] * part[k];
-    }
-  };
-  const T* x[K];
-  int64_t i = 0;
-  for (; i + kElements <= n; i += kElements) {
-    for (int k = 0; k < K; ++k) x[k] = rows[k] + offset + i;
-    if (kElements == kUnit || i % kUnit == 0)
-      for (int k = 0; k < K; ++k) prefetch(x[k]);
-    add(x);
-  }
-  if (i < n) {
-    T tails[K][kElements] = {};
-    for (int k = 0; k < K; ++k) {
-      __builtin_memcpy(tails[k], rows[k] + offset + i, (n - i) * sizeof(T));
-      x[k] = tails[k];
-    }
-    add(x);
-  }
+  Sum<kElements> sums[K][K];
+  const T* begins[K];
+  for (int k = 0; k < K; ++k) begins[k] = rows[k] + offset;
+  for_each_part<kElements>(begins, n, [&sums](int p, const Doubles (&x)[K]) {
+    for (int j = 0; j < K; ++j)
+      for (int k = j; k < K; ++k) sums[j][k].add(p, x[j] * x[k]);
+  });
   for (int j = 0; j < K; ++j)
-    for (int k = j; k < K; ++k) {
-      Unit unit = {};
-      for (int p = 0; p < kParts; ++p) unit.part[p] = sums[j][k][p];
-      out[j * K + k] = out[k * K + j] = total(unit);
-    }
+    for (int k = j; k < K; ++k) out[j * K + k] = out[k * K + j] = sums[j][k].total();
 }
 
 // out [K, K] = sums of x_j * x_k
@@ -57,6 +75,39 @@ void gram(const T* const* rows, int64_t sets, int64_t offset, int64_t n, double*
       out[j * sets + k] = out[k * sets + j] = products[1];
       out[k * sets + k] = products[3];
     }
+}
+
+// Products and squares of M rows with fusion, to dots [M], squares [M] and sq_fusion.
+template <int M, typename T>
+void products_of(
+    const T* fusion, const T* const* unimodal, int64_t offset, int64_t n, double* dots, double* squares, double* sq_fusion) {
+  constexpr int kElements = M == 1 ? 16 : M == 2 ? 8 : 4;
+  Sum<kElements> dot[M], square[M + 1];
+  const T* begins[M + 1];
+  for (int m = 0; m < M; ++m) begins[m] = unimodal[m] + offset;
+  begins[M] = fusion + offset;
+  for_each_part<kUnit>(begins, n, [&](int p, const Doubles (&x)[M + 1]) {
+    for (int m = 0; m < M; ++m) dot[m].add(p, x[m] * x[M]);
+    for (int m = 0; m <= M; ++m) square[m].add(p, x[m] * x[m]);
+  });
+  for (int m = 0; m < M; ++m) {
+    dots[m] = dot[m].total();
+    squares[m] = square[m].total();
+  }
+  *sq_fusion = square[M].total();
+}
+
+template <typename T>
+void products(const T* fusion, const T* const* unimodal, int64_t modalities, int64_t offset, int64_t n, double* out) {
+  double* const sq_fusion = out + 2 * modalities;
+  if (modalities == 0) *sq_fusion = sum_squares(fusion + offset, n);
+  for (int64_t m = 0; m < modalities; m += 4) {  // four at a time fill the registers
+    double *dots = out + m, *squares = out + modalities + m;
+    if (modalities - m >= 4) products_of<4>(fusion, unimodal + m, offset, n, dots, squares, sq_fusion);
+    if (modalities - m == 3) products_of<3>(fusion, unimodal + m, offset, n, dots, squares, sq_fusion);
+    if (modalities - m == 2) products_of<2>(fusion, unimodal + m, offset, n, dots, squares, sq_fusion);
+    if (modalities - m == 1) products_of<1>(fusion, unimodal + m, offset, n, dots, squares, sq_fusion);
+  }
 }
 
 // One vector of sum_k weights[k] * x_k.
