@@ -38,11 +38,7 @@ def segment_gram(sets: Sequence[Sequence[Tensor]]) -> Tensor:
         tensor([[[25.,  0.],
                  [ 0., 25.]]], dtype=torch.float64)
     """
-    tensors = _flatten(sets)
-    if torch.compiler.is_compiling():
-        return schema.segment_gram(tensors, len(sets))
-    with torch._C._AutoDispatchBelowADInplaceOrView():  # records nothing, and costs less than no_grad
-        return schema.segment_gram(tensors, len(sets))
+    return schema.segment_gram(_flatten(sets), len(sets))
 
 
 def segment_combine_(
@@ -95,11 +91,16 @@ def segment_combine_(
 
 
 def _flatten(sets: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """All tensors, one set after the other."""
-    lengths = {len(tensors) for tensors in sets}
-    if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(
-            "sets must be one or more lists of equally many tensors, found the lengths "
-            f"{[len(tensors) for tensors in sets]}"
-        )
-    return [tensor.detach() if tensor.requires_grad else tensor for tensors in sets for tensor in tensors]
+    """All tensors, one set after the other, detached from autograd."""
+    count = len(sets[0]) if sets else 0
+    flat: list[Tensor] = []
+    for tensors in sets:
+        if len(tensors) != count:
+            break
+        flat += [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+    if flat and len(flat) == count * len(sets):
+        return flat
+    raise ValueError(
+        "sets must be one or more lists of equally many tensors, found the lengths "
+        f"{[len(tensors) for tensors in sets]}"
+    )

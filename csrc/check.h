@@ -39,6 +39,12 @@ inline bool is_supported(ScalarType dtype) {
       dtype == ScalarType::Double;
 }
 
+// torch's own conversion asks for one type after the other; here the most frequent one comes first.
+inline ScalarType to_scalar_type(int32_t dtype) {
+  if (dtype == aoti_torch_dtype_float32()) return ScalarType::Float;
+  return take<ScalarType>(torch::stable::detail::from(dtype));
+}
+
 // True where the elements fill one block of memory without gaps or overlaps, in whatever order.
 inline bool is_dense(AtenTensorHandle tensor) {
   bool contiguous = false;
@@ -99,7 +105,7 @@ inline std::vector<Segment> check_segments(
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(grads[s], &dtype));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(grads[s], &type));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(grads[s], &index));
-    segment.dtype = take<ScalarType>(torch::stable::detail::from(dtype));
+    segment.dtype = to_scalar_type(dtype);
     segment.modality = owner[s];
     check_dtype(segment.dtype, "grads");
     if (type != device_type || index != device_index)

@@ -43,7 +43,7 @@ inline View view(AtenTensorHandle tensor) {
   out.handle = tensor;
   out.sizes = sizes;
   out.strides = strides;
-  out.dtype = take<ScalarType>(torch::stable::detail::from(dtype));
+  out.dtype = to_scalar_type(dtype);
   out.element_size = static_cast<int32_t>(aoti_torch_dtype_element_size(dtype));
   return out;
 }
@@ -123,6 +123,8 @@ inline Sets order_sets(const std::vector<View>& views, size_t sets) {
   const size_t count = views.size() / sets;
   Sets out;
   out.data.resize(views.size());
+  out.numel.reserve(count);
+  out.dtype.reserve(count);
   for (size_t s = 0; s < count; ++s) {
     const View& first = views[s];
     check_dtype(first.dtype, "sets");
@@ -133,13 +135,15 @@ inline Sets order_sets(const std::vector<View>& views, size_t sets) {
                torch::headeronly::toString(first.dtype), "), found ", torch::headeronly::toString(tensor.dtype));
       if (!same_device(tensor, views[0])) refuse("sets[", k, "][", s, "] must be on the device of sets[0][0]: move one of them with .to(device)");
     }
-    View order = first;
-    if (!is_dense(first.handle)) {
+    View copy;
+    const View* order = &first;
+    if (!first.contiguous && !is_dense(first.handle)) {
       out.copies.push_back(torch::stable::contiguous(share(first.handle)));
-      order = view(out.copies.back().get());
+      copy = view(out.copies.back().get());
+      order = &copy;
     }
     for (size_t k = 0; k < sets; ++k)
-      out.data[s * sets + k] = in_order_of(k == 0 ? order : views[k * count + s], order, out.copies);
+      out.data[s * sets + k] = in_order_of(k == 0 ? *order : views[k * count + s], *order, out.copies);
     out.numel.push_back(first.numel);
     out.dtype.push_back(first.dtype);
   }
@@ -147,6 +151,7 @@ inline Sets order_sets(const std::vector<View>& views, size_t sets) {
 }
 
 inline void append_views(const TensorList& tensors, std::vector<View>& views) {
+  views.reserve(views.size() + tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) views.push_back(view(tensors[i]));
 }
 

@@ -45,7 +45,7 @@ void ProductsTask::run(int64_t index) {
 
 Tensor ProductsTask::products() const {
   const int64_t width = 2 * modalities_ + 1;
-  Tensor out = torch::stable::new_empty(fusion_, {width}, ScalarType::Double);
+  Tensor out = new_empty({width}, ScalarType::Double);
   double* sums = static_cast<double*>(out.data_ptr());
   std::fill(sums, sums + width, 0.0);
   for (size_t i = 0; i < sums_.size(); ++i) sums[i % width] += sums_[i];
@@ -54,7 +54,7 @@ Tensor ProductsTask::products() const {
 
 Tensor ProductsTask::cosines(const Tensor& products) const {
   const bool is_double = fusion_.scalar_type() == ScalarType::Double;
-  Tensor out = torch::stable::new_empty(fusion_, {modalities_}, is_double ? ScalarType::Double : ScalarType::Float);
+  Tensor out = new_empty({modalities_}, is_double ? ScalarType::Double : ScalarType::Float);
   const double* sums = static_cast<const double*>(products.data_ptr());
   for (int64_t m = 0; m < modalities_; ++m) {
     const double value = cosine(sums[m], sums[2 * modalities_], sums[modalities_ + m]);

@@ -36,7 +36,7 @@ void ScaleTask::run(int64_t index) {
 
 Tensor ScaleTask::sq_norms() const {
   const int64_t modalities = static_cast<int64_t>(coefficient_.size());
-  Tensor out = torch::stable::new_empty(coefficients_, {modalities + 1}, ScalarType::Double);
+  Tensor out = new_empty({modalities + 1}, ScalarType::Double);
   double* sums = static_cast<double*>(out.data_ptr());
   std::fill(sums, sums + modalities + 1, 0.0);
   for (size_t i = 0; i < chunks_.size(); ++i) {

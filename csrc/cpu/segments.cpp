@@ -34,7 +34,7 @@ void segment_gram(StableIValue* stack, uint64_t, uint64_t) {
   append_views(tensors, views);
   const Sets sets = order_sets(views, std::max<int64_t>(width, 0));
   const int64_t count = static_cast<int64_t>(sets.numel.size()), square = width * width;
-  Tensor out = torch::stable::new_empty(share(tensors[0]), {count, width, width}, ScalarType::Double);
+  Tensor out = new_empty({count, width, width}, ScalarType::Double);
   double* gram = static_cast<double*>(out.data_ptr());
   std::fill(gram, gram + count * square, 0.0);
   int64_t elements = 0;
