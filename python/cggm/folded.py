@@ -131,10 +131,22 @@ def _outside(group: dict[str, Any]) -> str | None:
     return None
 
 
+def _having_gradients(
+    group: dict[str, Any], entries: list[Entry]
+) -> tuple[list[Tensor], list[Tensor], list[Entry]]:
+    """The parameters of a group that have gradients, those, and the states."""
+    pairs = zip(group["params"], entries, strict=True)
+    having = [(p, gradient, e) for p, e in pairs if (gradient := p.grad) is not None]
+    params, grads, states = map(list, zip(*having, strict=True)) if having else ([], [], [])
+    return params, grads, states
+
+
 def _parts(kinds: list[Any]) -> Iterator[tuple[Any, Sequence[int]]]:
     """Each kind with its places in the list: a kernel takes tensors of one device, and all old or all new ones."""
-    for kind in dict.fromkeys(kinds):
-        yield kind, [i for i, other in enumerate(kinds) if other == kind]
+    distinct = dict.fromkeys(kinds)
+    for kind in distinct:
+        alone = len(distinct) == 1
+        yield kind, range(len(kinds)) if alone else [i for i, other in enumerate(kinds) if other == kind]
 
 
 def _pick(tensors: list[Any], places: Sequence[int]) -> list[Any]:
@@ -142,11 +154,10 @@ def _pick(tensors: list[Any], places: Sequence[int]) -> list[Any]:
 
 
 def _step_adam(base: Optimizer, group: dict[str, Any], entries: list[Entry], modulate: Modulate) -> None:
-    having = [(p, p.grad, e) for p, e in zip(group["params"], entries, strict=True) if p.grad is not None]
-    if all(entry for _, _, entry in having):
-        params, grads = [p for p, _, _ in having], [g for _, g, _ in having]
-        exp_avgs, exp_avg_sqs = [e["exp_avg"] for _, _, e in having], [e["exp_avg_sq"] for _, _, e in having]
-        steps = [e["step"] for _, _, e in having]
+    params, grads, entries = _having_gradients(group, entries)
+    if all(entries):
+        exp_avgs, exp_avg_sqs = [e["exp_avg"] for e in entries], [e["exp_avg_sq"] for e in entries]
+        steps = [e["step"] for e in entries]
     else:  # torch's own function creates the state of parameters that are new, and gathers
         lists: list[list[Tensor]] = [[] for _ in range(6)]
         base._init_group(group, *lists)
@@ -173,9 +184,8 @@ def _step_adam(base: Optimizer, group: dict[str, Any], entries: list[Entry], mod
 
 
 def _step_sgd(base: Optimizer, group: dict[str, Any], entries: list[Entry], modulate: Modulate) -> None:
-    having = [(p, p.grad, e) for p, e in zip(group["params"], entries, strict=True) if p.grad is not None]
-    params, grads = [p for p, _, _ in having], [g for _, g, _ in having]
-    buffers = [e.get("momentum_buffer") for _, _, e in having] if group["momentum"] != 0 else []
+    params, grads, entries = _having_gradients(group, entries)
+    buffers = [e.get("momentum_buffer") for e in entries] if group["momentum"] != 0 else []
     settings = SGDSettings(
         lr=float(group["lr"]),
         momentum=group["momentum"],
