@@ -40,7 +40,7 @@ METHODS: Mapping[str, Method] = {
     "norm-equalization": Method(policies.NormEqualization()),
     "dgl": Method(policies.DGL()),
     "dropout": Method(policies.ModalityDropout(0.35)),
-    "default": Method(UnimodalLosses() + policies.ModalityDropout(0.35)),
+    "default": Method(policies.NormEqualization() + policies.ModalityDropout(0.2)),
 }
 
 
