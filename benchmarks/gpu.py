@@ -1,168 +1,185 @@
 """Everything that needs a GPU, in one command without a network: `make gpu`.
 
-Builds the extension in place, checks every kernel against the reference, runs compute-sanitizer where there is one,
-shows that no operator waits for the GPU and that each can be captured in a CUDA graph, then measures, and writes
-benchmarks/results/<name of the GPU>.json. With `--device cpu` all of it runs that needs no GPU, on small inputs.
+Builds the extension in place, checks every kernel against the reference, runs the tests that need a GPU and
+compute-sanitizer where there is one, shows that nothing waits for the GPU and that all can be captured in a CUDA
+graph, measures operators, whole steps and host times, and writes benchmarks/results/<name of the GPU>.json. All of it
+fits into a budget of time, divided over the sections; each runs in a process of its own, so that one that fails or
+hangs takes no other with it. What failed and what there was no time for stands in the JSON; the exit status is 1 if
+anything failed. With `--device cpu` all of it runs that needs no GPU, on small inputs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import re
 import shutil
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(ROOT)]
+sys.path.insert(0, str(HERE))
+
+from budget import Failed, Report, Section, Skipped, run_command, run_sections  # noqa: E402
+
 CHECKS = ROOT / "tests" / "ops" / "kernel_checks.py"
+GPU_TESTS = ("tests/test_gpu_step.py",)  # every test that is skipped where there is no GPU
+SECONDS = 450.0  # of the eight minutes; the rest is for starting and for ending what overruns
+
+# What may be missing, and what is then left out.
+PACKAGES = {
+    "setuptools": "the extension cannot be built",
+    "ninja": "the build compiles one file after the other",
+    "triton": "its kernels are neither checked nor measured",
+    "pytest": "the tests that need a GPU are not run",
+    "numpy": "torch warns of it; nothing here needs it",
+}
+PROGRAMS = {
+    "nvcc": "without it the CUDA kernels are not built (a toolkit in CUDA_HOME or /usr/local/cuda serves as well)",
+    "c++": "the extension cannot be built",
+    "compute-sanitizer": "memory accesses and races are not looked into",
+}
 
 
-def build() -> None:
-    """Build in place with what is installed."""
-    subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=ROOT, check=True, timeout=300)
+def missing() -> dict[str, str]:
+    """What is not installed, and what follows from that."""
+    packages = {name: why for name, why in PACKAGES.items() if importlib.util.find_spec(name) is None}
+    return packages | {name: why for name, why in PROGRAMS.items() if shutil.which(name) is None}
 
 
-def check(device: str, backend: str, *options: str, tool: tuple[str, ...] = ()) -> str:
-    """Run the checks of all kernels in a process of their own; return their last line."""
+def environment() -> dict[str, str]:
+    """The packages are imported from here, whatever is installed beside them."""
+    paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def run(command: list[str], seconds: float, *, show: bool = False) -> str:
+    """Run a program of this project in the project's folder."""
+    return run_command(command, seconds, show=show, cwd=ROOT, env=environment())
+
+
+def build(seconds: float) -> Any:
+    """Build in place with what is installed; return what the extension says of itself."""
+    if importlib.util.find_spec("setuptools") is None:
+        raise Failed("setuptools is not installed: the extension cannot be built")
+    run([sys.executable, "setup.py", "build_ext", "--inplace"], seconds)
+    program = "import cggm_ops, json; print(json.dumps(cggm_ops.build_info()))"
+    info = json.loads(run([sys.executable, "-c", program], 60).splitlines()[-1])
+    if info is None or info["cuda"] is None:
+        raise Failed(f"built without CUDA kernels, no nvcc was found: {info}", info)
+    return info
+
+
+def check(device: str, backend: str, seconds: float, *options: str, tool: tuple[str, ...] = ()) -> str:
+    """Run the checks of all kernels; return their last line."""
     command = [*tool, sys.executable, str(CHECKS), "--device", device, "--backend", backend, *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    if result.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
-    return result.stdout.strip().splitlines()[-1]
+    return run(command, seconds).strip().splitlines()[-1]
 
 
-def calls(device: str) -> dict[str, Callable[[], Any]]:
-    """One call of every operator, on tensors that stay."""
-    import torch
+def sanitize(kind: str, options: tuple[str, ...], seconds: float) -> str:
+    """Run the checks of the CUDA kernels under one of compute-sanitizer's tools, where that works at all."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        raise Skipped("compute-sanitizer is not installed")
+    tool = (sanitizer, "--tool", kind, "--error-exitcode", "9")
+    begin = time.monotonic()
+    try:  # on some virtual machines it cannot attach to any program
+        run([*tool, sys.executable, "-c", "import torch; torch.ones(9, device='cuda').sum().item()"], seconds)
+    except Failed as error:
+        raise Skipped(f"compute-sanitizer does not work here, not even on torch alone: {error}") from error
+    return check("cuda", "compiled", seconds - (time.monotonic() - begin), *options, tool=tool)
 
-    import cggm_ops
 
-    sets = [[torch.randn(size, device=device) for size in (5, 8192, 20_001)] for _ in range(4)]
-    torch._foreach_abs_(sets[3])
-    owner, coefficients = [0, 1, -1], torch.tensor([0.9, 1.1], device=device)
-    head = [torch.randn(3001, device=device) for _ in range(3)]
-    weights = torch.full((3, 2), 0.5, device=device)
-    steps = [torch.zeros((), device=device) for _ in range(3)]
-    found_inf = torch.zeros(1, device=device)
-    modulation = cggm_ops.Modulation(
-        owner=owner, grad_scale=coefficients, update_scale=coefficients, found_inf=found_inf
+def run_tests(seconds: float) -> str:
+    """Run the tests that are skipped elsewhere; return pytest's last line."""
+    if importlib.util.find_spec("pytest") is None:
+        raise Skipped("pytest is not installed: run it where it is (`pytest tests/test_gpu_step.py`)")
+    command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *GPU_TESTS]
+    last = run(command, seconds).strip().splitlines()[-1]
+    if "passed" not in last or "skipped" in last:
+        raise Failed(f"tests that need a GPU did not run on one: {last}")
+    return last
+
+
+def measure(section: str, device: str, small: bool, seconds: float) -> Any:
+    """Run one section of gpu_measure.py; return its figures, with what failed or was skipped in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "found.json"
+        command = [sys.executable, str(HERE / "gpu_measure.py"), section, "--device", device]
+        # It begins nothing new when most of its time is over, and is ended when all is.
+        command += ["--seconds", f"{0.85 * seconds - 5:.1f}", "--out", str(path), *(["--small"] * small)]
+        error = None
+        try:
+            run(command, seconds, show=True)
+        except Failed as found:
+            error = found
+        report = json.loads(path.read_text()) if path.exists() else {}
+    if error is not None:
+        raise Failed("; ".join(report.get("failed", {})) or str(error), report) from error
+    return report
+
+
+def sections(device: str, small: bool) -> list[Section]:
+    """All sections, the most important ones first, with their shares of the time."""
+    on_gpu = device == "cuda"
+    triton = on_gpu and importlib.util.find_spec("triton") is not None
+    found = [Section("build", 250, build)] if on_gpu else []
+    found += [Section("checks of compiled", 40, partial(check, device, "compiled"))]
+    found += [Section("checks of triton", 60, partial(check, device, "triton"))] if triton else []
+    found += [Section("tests", 40, run_tests)] if on_gpu else []
+    for name, share in (("capture", 25), ("operators", 40), ("steps", 70), ("host time", 40)):
+        found.append(Section(name, share, partial(measure, name, device, small)))
+    if on_gpu:
+        found.append(Section("memcheck", 40, partial(sanitize, "memcheck", ("--without", "many"))))
+        found.append(Section("racecheck", 30, partial(sanitize, "racecheck", ("--only", "modulate"))))
+    return [*found, Section("sweep", 80, partial(measure, "sweep", device, small))]
+
+
+def about(device: str) -> dict[str, Any]:
+    """Names and versions; ends the program where nothing could be run at all."""
+    if importlib.util.find_spec("torch") is None:
+        raise SystemExit("torch is not installed beside this Python: make gpu PYTHON=<one that has it>")
+    program = (
+        "import torch, json, sys; gpu = sys.argv[1] == 'cuda' and torch.cuda.is_available();"
+        "print(json.dumps({'device': torch.cuda.get_device_name() if gpu else 'cpu',"
+        "'capability': torch.cuda.get_device_capability() if gpu else None,"
+        "'memory_gb': torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else None,"
+        "'torch': torch.__version__, 'cuda': torch.version.cuda, 'python': sys.version.split()[0]}))"
     )
-    adam, sgd = cggm_ops.AdamSettings(lr=0.01), cggm_ops.SGDSettings(lr=0.01, momentum=0.9)
-    states = {"exp_avgs": sets[2], "exp_avg_sqs": sets[3], "steps": steps}
-    return {
-        "scale_": lambda: cggm_ops.scale_(sets[0], owner, coefficients),
-        "batched_cosine": lambda: cggm_ops.batched_cosine(head[0], head[1:]),
-        "modulate_": lambda: cggm_ops.modulate_(sets[0], owner, coefficients, head[0], head[1:]),
-        "segment_gram": lambda: cggm_ops.segment_gram(sets[:2]),
-        "segment_combine_": lambda: cggm_ops.segment_combine_(sets[:2], weights),
-        "adamw_": lambda: cggm_ops.adamw_(*sets[:2], **states, settings=adam, modulation=modulation),
-        "sgd_": lambda: cggm_ops.sgd_(
-            *sets[:2], momentum_buffers=sets[2], settings=sgd, modulation=modulation
-        ),
-        "all": lambda: [tensor.clone() for row in (*sets, steps) for tensor in row],
-    }
+    found = json.loads(run([sys.executable, "-c", program, device], 90).splitlines()[-1])
+    if device == "cuda" and found["device"] == "cpu":
+        raise SystemExit(f"torch {found['torch']} sees no NVIDIA GPU here (its CUDA: {found['cuda']})")
+    return found
 
 
-def check_no_waiting_and_capture() -> dict[str, int]:
-    """No operator waits for the GPU; captured and replayed, all give what they give when called. Kernels per call."""
-    import torch
-
-    launches = {}
-    torch.manual_seed(0)
-    called = calls("cuda")
-    torch.manual_seed(0)
-    captured = calls("cuda")
-    names = [name for name in called if name != "all"]
-    for name in names:  # tables and libraries that are made once
-        called[name]()
-        captured[name]()
-    torch.cuda.synchronize()
-    for name in names:
-        torch.cuda.set_sync_debug_mode("error")
-        called[name]()
-        torch.cuda.set_sync_debug_mode("default")
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured[name]()
-        graph.replay()
-        called[name]()
-        graph.replay()
-        for expected, found in zip(called["all"](), captured["all"](), strict=True):
-            if not torch.equal(expected, found):
-                raise SystemExit(f"{name}: the replay of a CUDA graph differs from the calls")
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
-            called[name]()
-            torch.cuda.synchronize()
-        graph.replay()
-        kernels = [e for e in profile.events() if "kernel" in e.name and e.device_type.name == "CUDA"]
-        launches[name] = len(kernels)
-    return launches
-
-
-def measure(device: str, elements: int, backends: list[str]) -> dict[str, Any]:
-    """Versions of everything and all figures."""
-    import torch
-    from gpu_figures import measure as figures
-
-    import cggm_ops
-
-    triton = __import__("triton").__version__ if "triton" in backends else None
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    versions = {"torch": torch.__version__, "triton": triton, "python": sys.version.split()[0]}
-    return {"device": name, **versions, "build": cggm_ops.build_info(), **figures(elements, device, backends)}
-
-
-def main() -> None:
-    """Parse the command line and run everything."""
+def main() -> int:
+    """Parse the command line, run everything, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--elements", type=int, help="elements of a measurement (default: 2**27 on CUDA)")
+    parser.add_argument("--small", action="store_true", help="small inputs (always on the CPU)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="that all of it may take")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
-    on_gpu, start = arguments.device == "cuda", time.perf_counter()
-    backends = ["compiled", "triton"] if on_gpu else ["compiled"]
-    report: dict[str, Any] = {"checks": {}, "seconds": {}}
-
-    def stage(name: str, run: Callable[[], Any]) -> Any:
-        begin = time.perf_counter()
-        result = run()
-        report["seconds"][name] = round(time.perf_counter() - begin, 1)
-        print(
-            f"{name}: {result if isinstance(result, (str, dict)) and name != 'figures' else 'done'}",
-            flush=True,
-        )
-        return result
-
-    if on_gpu:
-        stage("build", build)
-    for backend in backends:
-        report["checks"][backend] = stage(
-            f"checks of {backend}", lambda backend=backend: check(arguments.device, backend)
-        )
-    sanitizer = shutil.which("compute-sanitizer")
-    if on_gpu and sanitizer:
-        for kind, which in (("memcheck", ("--without", "many")), ("racecheck", ("--only", "modulate"))):
-            tool = (sanitizer, "--tool", kind, "--error-exitcode", "9")
-            sanitized = lambda tool=tool, which=which: check("cuda", "compiled", *which, tool=tool)  # noqa: E731
-            report["checks"][kind] = stage(kind, sanitized)
-    if on_gpu:
-        report["kernels per call"] = stage("no waiting, capture", check_no_waiting_and_capture)
-    elements = arguments.elements or (2**27 if on_gpu else 400_000)
-    report.update(stage("figures", lambda: measure(arguments.device, elements, backends)))
-    report["seconds"]["all"] = round(time.perf_counter() - start, 1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{report['device'].replace(' ', '_')}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['seconds']['all']} s; written to {os.path.relpath(path)}")
+    begin = time.monotonic()
+    head = {**about(arguments.device), "missing": missing()}
+    for name, why in head["missing"].items():
+        print(f"{name} is not installed: {why}", flush=True)
+    report = Report(arguments.out / (re.sub(r"[^\w.-]+", "_", head["device"]) + ".json"), head)
+    todo = sections(arguments.device, arguments.small or arguments.device == "cpu")
+    run_sections(todo, report, seconds=arguments.seconds - (time.monotonic() - begin))
+    print(f"{report.seconds['all']} s; written to {os.path.relpath(report.path)}")
+    for name, error in report.failed.items():
+        print(f"FAILED {name}: {error.splitlines()[0]}")
+    return 1 if report.failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
