@@ -1,7 +1,8 @@
 """The one tolerance table.
 
 A kernel's error against float64 may be at most twice that of plain PyTorch in the same dtype, plus a floor relative to
-the largest exact value: where plain PyTorch happens to be exact, the kernel may still round once.
+the largest exact value: where plain PyTorch happens to be exact, the kernel may still round once. Element by element, a
+kernel may be as far from the definition as two results that each keep to the floor can be from one another.
 """
 
 from __future__ import annotations
@@ -46,6 +47,45 @@ FLOORS = {
     # Squares of the stored values summed in float64.
     "squared norm": dict.fromkeys(ROUNDING, SUM64),
 }
+
+# What the roundings before the last one may add, relative to the terms that are summed instead of to their sum, which
+# may have cancelled.
+TERMS = {
+    # The products that go into the gradient were summed in float64.
+    "cosine gradient": dict.fromkeys(ROUNDING, SUM64),
+    # The weight, the product and the sum are each rounded to float32, for each set.
+    "combination": dict.fromkeys(ROUNDING, 4 * ROUNDING[torch.float32])
+    | {torch.float64: 4 * ROUNDING[torch.float64]},
+    # A sum of products of both signs.
+    "gram": dict.fromkeys(ROUNDING, SUM64),
+    # Bias corrections magnify roundings: the first steps divide by 1 - β₁ = 0.1, so that some ten count thrice.
+    "optimizer step": dict.fromkeys(ROUNDING, 32 * ROUNDING[torch.float32])
+    | {torch.float64: 32 * ROUNDING[torch.float64]},
+}
+
+
+def assert_elements(
+    quantity: str, actual: Tensor, definition: Tensor, *, terms: Tensor | float = 0.0
+) -> None:
+    """Hold every element of `actual` to the table by itself; `definition` is in the same dtype or in float64.
+
+    Args:
+        quantity: a line of the table.
+        actual: the kernel's.
+        definition: what it has to be.
+        terms: the magnitude of what was summed, where that can be more than the result's.
+
+    Example:
+        >>> assert_elements("gram", torch.zeros(1), torch.tensor([1e-13]), terms=1.0)
+    """
+    wanted = definition.double()
+    floor, of_terms = FLOORS[quantity][actual.dtype], TERMS.get(quantity, {}).get(actual.dtype, 0.0)
+    # Below the smallest normal number the bits run out.
+    allowed = 2 * (floor * wanted.abs() + of_terms * terms) + torch.finfo(actual.dtype).tiny
+    error = (actual.double() - wanted).abs()
+    assert bool((error <= allowed).all()), (
+        f"{quantity} in {actual.dtype}: error {error.max().item():.3g} in one of {error.numel()} elements"
+    )
 
 
 def assert_accurate(

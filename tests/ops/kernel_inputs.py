@@ -1,9 +1,12 @@
-"""Inputs for the checks of kernels, and comparisons: see kernel_checks.py."""
+"""Inputs for the checks of kernels: see kernel_checks.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from cggm_ops import reference
+from tolerances import assert_elements
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIZES = (1, 3, 31, 1000, 2 * 8192 + 5, 8191, 8192, 0)  # every fourth is aligned: one of several full chunks
@@ -45,23 +48,24 @@ def copies(tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[Tens
     return [tensor.detach().clone().to(dtype or tensor.dtype) for tensor in tensors]
 
 
-def assert_near(found: Tensor, expected: Tensor, what: str, *, units: float = 1.0) -> None:
-    """Compare stored elements: at most `units` units in the last place apart."""
-    allowed = units * torch.finfo(found.dtype).eps * expected.double().abs() + torch.finfo(found.dtype).tiny
-    error = (found.double() - expected.double()).abs()
-    assert bool((error <= allowed).all()), f"{what}: error {error.max().item():.3e}, dtype {found.dtype}"
-
-
-def assert_sums(found: Tensor, expected: Tensor, scale: Tensor | float, what: str) -> None:
-    """Compare sums taken in float64; `scale` is the sum of the magnitudes."""
-    error = (found.double() - expected.double()).abs()
-    allowed = 1e-13 * torch.as_tensor(scale, dtype=torch.float64, device=found.device) + 1e-300
-    assert bool((error <= allowed).all()), f"{what}: error {error.max().item():.3e}, found {found.tolist()}"
-
-
 def assert_norms(norms: Tensor, grads: list[Tensor], owner: list[int]) -> None:
     """The squared norms are those of what was stored."""
     expected = torch.zeros_like(norms)
     for grad, modality in zip(grads, owner, strict=True):
         expected[modality] += grad.double().square().sum()
-    assert_sums(norms, expected, expected, "sq_norms")
+    assert_elements("squared norm", norms, expected)
+
+
+def products_of_norms(gram: Tensor) -> Tensor:
+    """What no dot product of two of the vectors exceeds, [S, K, K]."""
+    norms = gram.diagonal(dim1=1, dim2=2).sqrt()
+    return norms[:, :, None] * norms[:, None, :]
+
+
+def combine_exactly(lists: list[list[Tensor]], weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The definition in float64, and the terms that were rounded: K times Σ_k |w_k g_k| in each segment."""
+    wide = [copies(row, torch.float64) for row in lists]
+    magnitudes = [[tensor.abs() for tensor in row] for row in wide]
+    for rows, factors in ((wide, weights), (magnitudes, len(lists) * weights.abs())):
+        reference.segment_combine_(rows[0], [tensor for row in rows[1:] for tensor in row], factors)
+    return wide[0], magnitudes[0]
