@@ -10,7 +10,7 @@ DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 
 @DTYPES
 def test_one_unit_passes_and_two_fail(dtype):
-    wanted = torch.tensor([1.0, -3.0, 1e-3, 0.0], dtype=dtype)
+    wanted = torch.tensor([1.0, -4.0, 2**-9, 0.0], dtype=dtype)
     unit = torch.finfo(dtype).eps
     assert_elements("scaled gradient", wanted * (1 + unit), wanted)
     for index in range(3):  # each element for itself: the largest does not excuse the others

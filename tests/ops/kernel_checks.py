@@ -216,10 +216,9 @@ CHECKS: list[Callable[[str, torch.dtype], None]] = [
 def run(device: str, only: str, without: str | None) -> Iterator[str]:
     """Run all checks whose name holds `only` and not `without`; yield what passed."""
     for check, dtype in itertools.product(CHECKS, DTYPES):
-        name = check.__name__
-        if only in name and (without is None or without not in name):
+        if only in check.__name__ and (without is None or without not in check.__name__):
             check(device, dtype)
-            yield f"{name} {str(dtype).removeprefix('torch.')}"
+            yield f"{check.__name__} {str(dtype).removeprefix('torch.')}"
 
 
 def main() -> None:
