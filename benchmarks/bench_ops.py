@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import Memory, compare
+from harness import Memory, compare, few_rounds, random_tensor
 from torch.nn import functional as F
 
-from cggm_ops import batched_cosine, modulate_, reference, scale_
+from cggm_ops import batched_cosine, modulate_, scale_
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Close to one, so that thousands of calls neither overflow nor vanish; exactly one would be skipped.
-COEFFICIENTS = (0.99999, 1.00001, 0.99998, 1.00002)
+COEFFICIENTS = (0.99999, 1.00001, 0.99998, 1.00002) * 4
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +22,13 @@ def no_grad():
 
 def head(modalities, size, dtype=torch.float32):
     torch.manual_seed(0)
-    fusion = torch.randn(size).to(dtype)
-    return fusion, [(fusion + torch.randn(size)).to(dtype) for _ in range(modalities)]
+    fusion = random_tensor(size, dtype)
+    return fusion, [fusion + random_tensor(size, dtype) for _ in range(modalities)]
 
 
 def gradients(tensors, elements, dtype=torch.float32):
     torch.manual_seed(0)
-    return [torch.randn(elements // tensors).to(dtype) for _ in range(tensors)]
+    return [random_tensor(elements // tensors, dtype) for _ in range(tensors)]
 
 
 def cosine_loop(fusion, unimodal):
@@ -52,7 +52,7 @@ def foreach(grads, factors):
 
 
 @pytest.mark.parametrize("modalities", [2, 4, 16])
-@pytest.mark.parametrize("size", [1_000, 10_000, 100_000, 1_000_000, 5_000_000])
+@pytest.mark.parametrize("size", [1_000, 10_000, 100_000, 1_000_000, 5_000_000, 20_000_000])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_batched_cosine(benchmark, dtype, size, modalities):
     if modalities != 4 and (size not in (10_000, 1_000_000) or dtype != "float32"):
@@ -66,6 +66,7 @@ def test_batched_cosine(benchmark, dtype, size, modalities):
             "torch.dot loop": lambda: dot_loop(fusion, unimodal),
         },
         memory=Memory(read=(modalities + 1) * size * fusion.itemsize),
+        rounds=few_rounds((modalities + 1) * size),
     )
 
 
@@ -86,14 +87,24 @@ def test_batched_cosine_with_backward(benchmark, size):
     )
 
 
-@pytest.mark.parametrize(
-    ("tensors", "elements"), [(10, 100_000), (200, 1_600), (200, 2_500_000), (200, 25_000_000)]
-)
+SCALED = [  # tensors, elements, modalities
+    (10, 100_000, 4),
+    (200, 1_600, 4),
+    (200, 2_500_000, 2),
+    (200, 2_500_000, 4),
+    (200, 2_500_000, 16),
+    (1000, 5_000_000, 4),
+    (200, 25_000_000, 4),
+    (200, 100_000_000, 4),
+]
+
+
+@pytest.mark.parametrize(("tensors", "elements", "modalities"), SCALED)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scale_with_norms(benchmark, dtype, tensors, elements):
+def test_scale_with_norms(benchmark, dtype, tensors, elements, modalities):
     grads = gradients(tensors, elements, DTYPES[dtype])
-    owner = [index % 4 for index in range(tensors)]
-    coefficients = torch.tensor(COEFFICIENTS)
+    owner = [index % modalities for index in range(tensors)]
+    coefficients = torch.tensor(COEFFICIENTS[:modalities])
     factors = [COEFFICIENTS[o] for o in owner]
     nbytes = sum(grad.nbytes for grad in grads)
     compare(
@@ -105,14 +116,28 @@ def test_scale_with_norms(benchmark, dtype, tensors, elements):
             "foreach mul alone": lambda: torch._foreach_mul_(grads, factors),
         },
         memory=Memory(read=nbytes, written=nbytes),
+        rounds=few_rounds(elements),
     )
 
 
-@pytest.mark.parametrize(("tensors", "elements", "size"), [(20, 200_000, 1_000), (200, 25_000_000, 10_000)])
-def test_modulate(benchmark, tensors, elements, size):
-    grads, (fusion, unimodal) = gradients(tensors, elements), head(4, size)
-    owner = [index % 4 for index in range(tensors)]
-    coefficients = torch.tensor(COEFFICIENTS)
+MODULATED = [  # tensors, elements, elements of the head, modalities
+    (20, 200_000, 1_000, 4),
+    (200, 2_500_000, 10_000, 2),
+    (200, 2_500_000, 10_000, 16),
+    (1000, 5_000_000, 10_000, 4),
+    (200, 25_000_000, 10_000, 4),
+]
+
+
+@pytest.mark.parametrize(("tensors", "elements", "size", "modalities"), MODULATED)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_modulate(benchmark, dtype, tensors, elements, size, modalities):
+    grads, (fusion, unimodal) = (
+        gradients(tensors, elements, DTYPES[dtype]),
+        head(modalities, size, DTYPES[dtype]),
+    )
+    owner = [index % modalities for index in range(tensors)]
+    coefficients = torch.tensor(COEFFICIENTS[:modalities])
     factors = [COEFFICIENTS[o] for o in owner]
     nbytes = sum(grad.nbytes for grad in grads)
     compare(
@@ -126,37 +151,6 @@ def test_modulate(benchmark, tensors, elements, size):
                 batched_cosine(fusion, unimodal),
             ),
         },
-        memory=Memory(read=nbytes + 5 * fusion.nbytes, written=nbytes),
-    )
-
-
-def test_batched_cosine_against_the_compiled_definition(benchmark):
-    fusion, unimodal = head(4, 100_000)
-    compiled = torch.compile(lambda f, u: reference.batched_cosine(f, u)[0])
-    compare(
-        benchmark,
-        lambda: batched_cosine(fusion, unimodal),
-        {"torch.compile": lambda: compiled(fusion, unimodal)},
-        memory=Memory(read=5 * fusion.nbytes),
-    )
-
-
-def test_scale_against_the_compiled_definition(benchmark):
-    grads, owner, coefficients = (
-        gradients(20, 2_500_000),
-        [i % 4 for i in range(20)],
-        torch.tensor(COEFFICIENTS),
-    )
-
-    @torch.compile
-    def compiled(grads):
-        """The definition without its checks, which look at addresses."""
-        return reference._scale_(grads, owner, coefficients)
-
-    nbytes = sum(grad.nbytes for grad in grads)
-    compare(
-        benchmark,
-        lambda: scale_(grads, owner, coefficients),
-        {"torch.compile": lambda: compiled(grads)},
-        memory=Memory(read=nbytes, written=nbytes),
+        memory=Memory(read=nbytes + (modalities + 1) * fusion.nbytes, written=nbytes),
+        rounds=few_rounds(elements),
     )

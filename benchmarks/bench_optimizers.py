@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import Memory, compare
+from harness import Memory, compare, few_rounds, random_tensor
 
 from cggm_ops import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-COEFFICIENTS = (0.99999, 1.00001, 0.99998, 1.00002)
+COEFFICIENTS = (0.99999, 1.00001, 0.99998, 1.00002) * 4
+CASES = [  # tensors, elements, modalities
+    (10, 100_000, 2),
+    (200, 200_000, 2),
+    (200, 200_000, 16),
+    (1000, 5_000_000, 2),
+    (200, 25_000_000, 2),
+    (200, 100_000_000, 2),
+]
+each_case = pytest.mark.parametrize(("tensors", "elements", "modalities"), CASES)
 
 
 def make(tensors, elements, dtype):
     torch.manual_seed(0)
-    return [(torch.randn(elements // tensors) * 0.01).to(DTYPES[dtype]) for _ in range(tensors)]
-
-
-def pytest_generate_tests(metafunc):
-    if "elements" in metafunc.fixturenames:
-        sizes = [(10, 100_000), (200, 200_000), (1000, 5_000_000), (200, 25_000_000)]
-        if metafunc.config.getoption("--large"):
-            sizes.append((200, 100_000_000))
-        metafunc.parametrize(("tensors", "elements"), sizes)
+    return [random_tensor(elements // tensors, DTYPES[dtype]).mul_(0.01) for _ in range(tensors)]
 
 
 def scale_by_foreach(grads, modalities):
     """One call per modality, the coefficients on the host already."""
     for modality in range(modalities):
-        torch._foreach_mul_(grads[modality::modalities], COEFFICIENTS[modality % 4])
+        torch._foreach_mul_(grads[modality::modalities], COEFFICIENTS[modality])
 
 
 def scale_by_loop(grads, coefficients):
@@ -37,9 +38,9 @@ def scale_by_loop(grads, coefficients):
         grad *= coefficients[index % len(coefficients)].item()
 
 
+@each_case
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_adamw(benchmark, dtype, tensors, elements):
-    modalities = 2
+def test_adamw(benchmark, dtype, tensors, elements, modalities):
     params, grads, exp_avgs, exp_avg_sqs = (make(tensors, elements, dtype) for _ in range(4))
     exp_avg_sqs = [tensor.abs() for tensor in exp_avg_sqs]
     steps = [torch.tensor(10.0) for _ in params]
@@ -68,14 +69,16 @@ def test_adamw(benchmark, dtype, tensors, elements):
             "loop + fused": lambda: (scale_by_loop(grads, coefficients), fused()),
         },
         memory=Memory(read=4 * nbytes, written=3 * nbytes),
-        rounds=15 if elements < 10_000_000 else 7,
+        rounds=few_rounds(elements),
     )
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd(benchmark, tensors, elements, momentum):
-    modalities = 2
-    params, grads, buffers = (make(tensors, elements, "float32") for _ in range(3))
+@each_case
+@pytest.mark.parametrize(("dtype", "momentum"), [("float32", 0.0), ("float32", 0.9), ("bfloat16", 0.9)])
+def test_sgd(benchmark, dtype, momentum, tensors, elements, modalities):
+    if elements == 100_000_000 and (dtype, momentum) != ("float32", 0.9):
+        pytest.skip("the largest case once, for it takes seconds")
+    params, grads, buffers = (make(tensors, elements, dtype) for _ in range(3))
     coefficients = torch.tensor(COEFFICIENTS[:modalities])
     modulation = Modulation(owner=[i % modalities for i in range(tensors)], grad_scale=coefficients)
     settings = SGDSettings(lr=1e-4, momentum=momentum)
@@ -95,5 +98,5 @@ def test_sgd(benchmark, tensors, elements, momentum):
             "loop + fused": lambda: (scale_by_loop(grads, coefficients), fused()),
         },
         memory=Memory(read=(3 if momentum else 2) * nbytes, written=(2 if momentum else 1) * nbytes),
-        rounds=15 if elements < 10_000_000 else 7,
+        rounds=few_rounds(elements),
     )

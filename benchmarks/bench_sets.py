@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import Memory, compare
+from harness import Memory, compare, few_rounds, random_tensor
 
 from cggm_ops import segment_combine_, segment_gram
 
@@ -13,9 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def make_sets(count, tensors, elements, dtype="float32"):
     torch.manual_seed(0)
-    return [
-        [torch.randn(elements // tensors).to(DTYPES[dtype]) for _ in range(tensors)] for _ in range(count)
-    ]
+    return [[random_tensor(elements // tensors, DTYPES[dtype]) for _ in range(tensors)] for _ in range(count)]
 
 
 def dots(sets):
@@ -34,27 +32,32 @@ def test_segment_gram_of_one_tensor(benchmark, dtype, elements, count):
         lambda: segment_gram(sets),
         {"torch.dot": lambda: dots(sets)},
         memory=Memory(read=count * sets[0][0].nbytes),
-        rounds=21 if elements < 10_000_000 else 7,
+        rounds=few_rounds(elements),
     )
 
 
-@pytest.mark.parametrize(("tensors", "elements"), [(200, 200_000), (200, 5_000_000)])
-def test_segment_gram_of_an_encoder(benchmark, tensors, elements):
-    sets = make_sets(2, tensors, elements)
+ENCODERS = [(10, 100_000), (200, 200_000), (1000, 5_000_000), (200, 100_000_000)]
+
+
+@pytest.mark.parametrize(("tensors", "elements"), ENCODERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_segment_gram_of_an_encoder(benchmark, dtype, tensors, elements):
+    sets = make_sets(2, tensors, elements, dtype)
     compare(
         benchmark,
         lambda: segment_gram(sets),
         {"torch.dot": lambda: dots(sets)},
-        memory=Memory(read=8 * elements),
-        rounds=11,
+        memory=Memory(read=2 * elements * DTYPES[dtype].itemsize),
+        rounds=few_rounds(elements),
     )
 
 
-@pytest.mark.parametrize(("tensors", "elements"), [(1, 100_000), (200, 200_000), (200, 25_000_000)])
-def test_segment_combine(benchmark, tensors, elements):
-    sets = make_sets(2, tensors, elements)
+@pytest.mark.parametrize(("tensors", "elements"), [(1, 100_000), *ENCODERS, (200, 25_000_000)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_segment_combine(benchmark, dtype, tensors, elements):
+    sets = make_sets(2, tensors, elements, dtype)
     weights = torch.tensor([[0.6, 0.4]]).repeat(tensors, 1)
-    rows = weights.tolist()
+    rows, size = weights.tolist(), DTYPES[dtype].itemsize
 
     def loop():
         for first, second, (a, b) in zip(*sets, rows, strict=True):
@@ -68,6 +71,6 @@ def test_segment_combine(benchmark, tensors, elements):
         benchmark,
         lambda: segment_combine_(sets, weights),
         {"loop": loop, "foreach": foreach},
-        memory=Memory(read=8 * elements, written=4 * elements),
-        rounds=11,
+        memory=Memory(read=2 * elements * size, written=elements * size),
+        rounds=few_rounds(elements),
     )

@@ -8,10 +8,6 @@ import torch
 torch.set_num_threads(1)
 
 
-def pytest_addoption(parser):
-    parser.addoption("--large", action="store_true", help="also 1e8 elements, which takes some gigabytes")
-
-
 def pytest_collect_file(file_path, parent):
     # A file named on the command line is collected by pytest itself, whatever its name.
     named = parent.session.isinitpath(file_path)

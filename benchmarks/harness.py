@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Alternative = Callable[[], Any]
 
@@ -76,6 +77,15 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def random_tensor(elements: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    """Normal numbers, a million of them over and over: drawing a hundred million takes longer than timing them."""
+    filled = torch.empty(elements, dtype=dtype, device=device)
+    block = torch.randn(min(elements, 1_000_000), device=device).to(dtype)
+    for part in filled.split(1_000_000):
+        part.copy_(block[: part.numel()])
+    return filled
+
+
 @dataclass(frozen=True)
 class Memory:
     """The bytes that an alternative must move at the least.
@@ -95,10 +105,15 @@ class Memory:
 
     def bound(self, device: str = "cpu") -> Alternative:
         """Plain PyTorch moving as many bytes in one flat float32 buffer: the measured memory bound at this size."""
-        flat = torch.rand(max(1, self.read // 4), device=device)
+        flat = random_tensor(max(1, self.read // 4), device=device)
         if self.written:
             return lambda: flat.mul_(0.9999999)
         return flat.sum
+
+
+def few_rounds(elements: int) -> int:
+    """Turns that a case is worth: the larger it is, the steadier and the dearer."""
+    return 21 if elements < 1_000_000 else 11 if elements < 10_000_000 else 7 if elements < 50_000_000 else 3
 
 
 def compare(
@@ -120,18 +135,18 @@ def compare(
         ours: the alternative that the others are compared with.
         others: what a user would otherwise write, by name.
         memory: the bytes `ours` must move.
-        rounds: turns of each alternative.
+        rounds: turns of each alternative; up to five are for calls so long that one warms up.
         device: where the memory bound is measured.
     """
     alternatives = {"ours": ours, **others}
     if memory is not None:
         alternatives["memory bound"] = memory.bound(device)
-    timings = interleave(alternatives, rounds=rounds)
+    timings = interleave(alternatives, rounds=rounds, warmup=3 if rounds > 5 else 1)
     ratios = {name: timings[name].ratio(timings["ours"]) for name in others}
     info = {"ms": {name: timing.median * 1e3 for name, timing in timings.items()}, "ratio": ratios}
     if memory is not None:
         info["gb_per_s"] = memory.total / timings["ours"].median / 1e9
         info["percent_of_bound"] = 100 * timings["memory bound"].ratio(timings["ours"])
     benchmark.extra_info.update(info)
-    benchmark.pedantic(ours, rounds=5, iterations=1)
+    benchmark.pedantic(ours, rounds=5 if rounds > 5 else 1, iterations=1)
     return ratios
