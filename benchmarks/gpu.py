@@ -135,7 +135,8 @@ def sections(device: str, small: bool) -> list[Section]:
     found += [Section("checks of compiled", 40, partial(check, device, "compiled"))]
     found += [Section("checks of triton", 60, partial(check, device, "triton"))] if triton else []
     found += [Section("tests", 40, run_tests)] if on_gpu else []
-    for name, share in (("capture", 25), ("operators", 40), ("steps", 70), ("host time", 40)):
+    measured = {**({"capture": 25} if on_gpu else {}), "operators": 40, "steps": 70, "host time": 40}
+    for name, share in measured.items():
         found.append(Section(name, share, partial(measure, name, device, small)))
     if on_gpu:
         found.append(Section("memcheck", 40, partial(sanitize, "memcheck", ("--without", "many"))))

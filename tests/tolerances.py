@@ -51,6 +51,8 @@ FLOORS = {
 # What the roundings before the last one may add, relative to the terms that are summed instead of to their sum, which
 # may have cancelled.
 TERMS = {
+    # Products of both signs, relative to the product of the norms, which the cosine has been divided by.
+    "cosine": dict.fromkeys(ROUNDING, SUM64),
     # The products that go into the gradient were summed in float64.
     "cosine gradient": dict.fromkeys(ROUNDING, SUM64),
     # The weight, the product and the sum are each rounded to float32, for each set.
