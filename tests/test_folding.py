@@ -1,6 +1,7 @@
 """When a step is folded and when not, and that what surrounds it (hooks, scalers, copies) goes on as before."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -58,6 +59,15 @@ def test_sparse_gradients_and_layouts_are_seen():
     optimizer.base.state[weight]["momentum_buffer"] = torch.zeros(8, 3).t()
     optimizer.base.load_state_dict(optimizer.base.state_dict())  # new state objects are looked into again
     assert "other strides" in optimizer.folding.refusal()
+
+
+@pytest.mark.parametrize(("name", "folded"), [("AdamW", False), ("AdamW, fused", True), ("SGD", True)])
+def test_while_a_graph_is_captured_no_step_is_counted_on_the_host(name, folded):
+    model = small_model()
+    optimizer = wrap(model, OPTIMIZERS[name](model.parameters()), POLICY, apply="feature")
+    with mock.patch("cggm.folded._capturing", return_value=True):
+        assert optimizer.folded == folded
+    assert optimizer.folded
 
 
 def test_hooks_around_the_step():

@@ -128,7 +128,13 @@ def _outside(group: dict[str, Any]) -> str | None:
             return f"{option} is a tensor on {value.device} that the host cannot read without waiting"
     if any(isinstance(beta, Tensor) for beta in group.get("betas", ())):
         return "betas are tensors"
+    if "betas" in group and not group.get("fused") and _capturing():
+        return "a CUDA graph is being captured, which would not count the steps: pass fused=True or capturable=True"
     return None
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _having_gradients(
