@@ -62,6 +62,18 @@ def test_a_cggm_command_runs(command, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m ")])
+def test_a_module_knows_the_options_that_the_readme_shows(command):
+    """What these do is tested with little data beside their own modules."""
+    words = shlex.split(command.split("#")[0])
+    shown = subprocess.run(
+        [sys.executable, *words[1:3], "--help"], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    options = [word for word in words if word.startswith("--")]
+    assert options
+    assert all(option in shown for option in options), shown
+
+
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", README))))
 def test_a_test_that_the_readme_names_is_there(name):
     assert any(f"def {name}(" in path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
@@ -76,5 +88,14 @@ def test_the_examples_are_run_by_their_own_tests():
 
 def test_every_command_is_of_a_kind_that_is_checked():
     assert COMMANDS
-    known = ("make ", "cggm ", "git clone", "cd ", "pip install", "torchrun ", "python tests/examples/")
+    known = (
+        "make ",
+        "cggm ",
+        "git clone",
+        "cd ",
+        "pip install",
+        "torchrun ",
+        "python tests/examples/",
+        "python -m ",
+    )
     assert all(command.startswith(known) for command in COMMANDS if command), COMMANDS

@@ -50,7 +50,7 @@ def demo(
     *,
     seeds: int = 5,
     first_seed: int = 0,
-    methods: tuple[str, ...] = ("joint", "unimodal", "cggm", "cggm-paper"),
+    methods: tuple[str, ...] = ("joint", "unimodal", "cggm", "cggm-paper", "default"),
     optimizers: tuple[str, ...] = ("sgd", "adam"),
     epochs: int = 20,
     json: Path | None = None,

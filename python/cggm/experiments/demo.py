@@ -59,7 +59,7 @@ def run_demo(
         try:
             for outcome in execute(jobs, advance=lambda epochs: progress.advance(bar, epochs)):
                 outcomes.append(outcome)
-                progress.console.print(_line(outcome), highlight=False)
+                progress.console.print(_line(outcome), highlight=False, soft_wrap=True)
                 report.write_json(json_path, outcomes)
         except KeyboardInterrupt:
             complete = False
