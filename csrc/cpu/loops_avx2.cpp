@@ -32,33 +32,35 @@ inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline void store(Half* p, Floats v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-// Rounds to nearest even, into the upper halves of the words; not for NaN.
-inline __m256i round_words(Floats v) {
+// Rounds to nearest even; a NaN becomes the quiet NaN of its sign.
+inline void store(BFloat16* p, Floats v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-}
-// A NaN becomes the quiet NaN of its sign.
-inline void store(BFloat16* p, Floats v) {
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256 quiet = _mm256_or_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x00400000)));
   const __m256 is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-  const __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(round_words(v)), quiet, is_nan);
+  const __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), quiet, is_nan);
   const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
   const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
-// Multiplies a unit: elements of even and those of odd index, which need no moves between lanes, and NaN, which are rare, apart.
-inline void scale_unit(BFloat16* p, double coefficient) {
+
+// Two registers of bfloat16 hold the elements of even and those of odd index, which takes no moves between lanes.
+inline void load_pair(const BFloat16* p, Floats& even, Floats& odd) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
-  const Floats even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)) * (float)coefficient;
-  const Floats odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper)) * (float)coefficient;
-  if (_mm256_movemask_ps(_mm256_cmp_ps(even, odd, _CMP_UNORD_Q))) {
-    for (int k = 0; k < kUnit; k += 8) store(p + k, load(p + k) * (float)coefficient);
-    return;
-  }
-  const __m256i rounded = _mm256_blend_epi16(_mm256_srli_epi32(round_words(even), 16), round_words(odd), 0xaa);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
+}
+// Rounds to nearest even: up where the lower half is above 0x8000, or at it beside an odd upper half. Without a test for NaN:
+// of arithmetic on bfloat16 and on `scalar`s they are quiet, with zeros in the lower half, which stays so.
+inline void store_pair(BFloat16* p, Floats even, Floats odd) {
+  const __m256i first = _mm256_castps_si256(even), second = _mm256_castps_si256(odd);
+  const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(first, 16), second, 0xaa);
+  const __m256i lower = _mm256_blend_epi16(first, _mm256_slli_epi32(second, 16), 0xaa);
+  const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
+  const __m256i carry = _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi16(upper, carry));
 }
 
 inline Floats narrow(Doubles low, Doubles high) { return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)); }

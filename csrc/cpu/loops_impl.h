@@ -27,8 +27,28 @@ using ScalarOf = typename Arithmetic<T>::Scalar;
 template <typename T>
 constexpr int kVector = sizeof(Floats) / sizeof(ScalarOf<T>);
 
+// A factor in the arithmetic of T. Every NaN becomes the one whose lower half is zero: store_pair relies on it.
+template <typename T>
+inline ScalarOf<T> scalar(double x) {
+  return x == x ? static_cast<ScalarOf<T>>(x) : static_cast<ScalarOf<T>>(__builtin_nan(""));
+}
+
 inline Doubles load(const double* p) { return load_doubles(p); }
 inline void store(double* p, Doubles v) { store_doubles(p, v); }
+template <typename T>
+using VectorOf = decltype(load(static_cast<const T*>(nullptr)));
+
+// Two registers at a time, in the order of memory unless an instruction set has a better one for T.
+template <typename T>
+inline void load_pair(const T* p, VectorOf<T>& first, VectorOf<T>& second) {
+  first = load(p);
+  second = load(p + kVector<T>);
+}
+template <typename T>
+inline void store_pair(T* p, VectorOf<T> first, VectorOf<T> second) {
+  store(p, first);
+  store(p + kVector<T>, second);
+}
 
 template <typename T>
 inline Unit load_unit(const T* p) {
@@ -48,8 +68,12 @@ inline void store_unit(T* p, const Unit& unit) {
 
 // Multiplies in float, in double for double.
 template <typename T>
-inline void scale_unit(T* p, double coefficient) {
-  for (int k = 0; k < kUnit; k += kVector<T>) store(p + k, load(p + k) * (ScalarOf<T>)coefficient);
+inline void scale_unit(T* p, ScalarOf<T> coefficient) {
+  for (int k = 0; k < kUnit; k += 2 * kVector<T>) {
+    VectorOf<T> first, second;
+    load_pair(p + k, first, second);
+    store_pair(p + k, first * coefficient, second * coefficient);
+  }
 }
 
 // Adds the lanes up in halves: 0..7 + 8..15 and so on, the same on every instruction set.
@@ -109,15 +133,16 @@ double sum_squares(const T* x, int64_t n) {
 template <typename T>
 double scale(T* x, int64_t n, double coefficient) {
   constexpr int64_t kPiece = sizeof(T) == 2 ? 512 : kUnit;
+  const ScalarOf<T> factor = scalar<T>(coefficient);
   Unit sums = {};
   for (int64_t start = 0; start < n; start += kPiece) {
     const int64_t count = n - start < kPiece ? n - start : kPiece;
     T* piece = x + start;
     int64_t i = 0;
-    for (; i + kUnit <= count; i += kUnit) scale_unit(piece + i, coefficient);
+    for (; i + kUnit <= count; i += kUnit) scale_unit(piece + i, factor);
     if (i < count) {
       Tail<T> tail(piece + i, count - i);
-      scale_unit(tail.values, coefficient);
+      scale_unit(tail.values, factor);
       __builtin_memcpy(piece + i, tail.values, (count - i) * sizeof(T));
     }
     add_squares(piece, count, sums);

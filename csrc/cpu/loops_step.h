@@ -3,45 +3,49 @@
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
-// Calls f(pointers) for one vector after the other, and for the last, incomplete one with copies that are written back.
-// pointers[0] is the gradient, which is only read.
-template <int kPointers, typename T, typename F>
-inline void for_each_vector(T* const (&arrays)[kPointers], int64_t n, const F& f) {
-  constexpr int kStep = kVector<T>;
+// Calls f(x) for one register of elements after the other, and for the last, incomplete ones with copies. f changes
+// x[1], x[2] and so on, which are written back; x[0] is of the gradient, which is only read.
+template <int kArrays, typename T, typename F>
+inline void for_each_vector(T* const (&arrays)[kArrays], int64_t n, const F& f) {
+  constexpr int kStep = 2 * kVector<T>;
+  const auto step = [&f](T* const (&at)[kArrays]) {
+    VectorOf<T> x[2][kArrays];
+    for (int k = 0; k < kArrays; ++k) load_pair(static_cast<const T*>(at[k]), x[0][k], x[1][k]);
+    f(x[0]);
+    f(x[1]);
+    for (int k = 1; k < kArrays; ++k) store_pair(at[k], x[0][k], x[1][k]);
+  };
+  T* at[kArrays];
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
-    T* here[kPointers];
-    for (int k = 0; k < kPointers; ++k) here[k] = arrays[k] + i;
-    f(here);
+    for (int k = 0; k < kArrays; ++k) at[k] = arrays[k] + i;
+    step(at);
   }
   if (i == n) return;
-  T tails[kPointers][kStep] = {};
-  T* here[kPointers];
-  for (int k = 0; k < kPointers; ++k) {
+  T tails[kArrays][kStep] = {};
+  for (int k = 0; k < kArrays; ++k) {
     __builtin_memcpy(tails[k], arrays[k] + i, (n - i) * sizeof(T));
-    here[k] = tails[k];
+    at[k] = tails[k];
   }
-  f(here);
-  for (int k = 1; k < kPointers; ++k) __builtin_memcpy(arrays[k] + i, tails[k], (n - i) * sizeof(T));
+  step(at);
+  for (int k = 1; k < kArrays; ++k) __builtin_memcpy(arrays[k] + i, tails[k], (n - i) * sizeof(T));
 }
 
 template <bool kCoupled, typename T>
 void adamw_of(T* param, const T* grad, T* exp_avg, T* exp_avg_sq, int64_t n, const AdamFactors& factors) {
   using S = ScalarOf<T>;
-  const S scale = (S)factors.grad, decay = (S)factors.decay, coupled = (S)factors.coupled;
-  const S beta1_rest = (S)factors.beta1_rest, beta2 = (S)factors.beta2, beta2_rest = (S)factors.beta2_rest;
-  const S step_size = (S)factors.step_size, inverse_root = (S)factors.inverse_root, eps = (S)factors.eps;
+  const S scale = scalar<T>(factors.grad), decay = scalar<T>(factors.decay), coupled = scalar<T>(factors.coupled);
+  const S beta1_rest = scalar<T>(factors.beta1_rest);
+  const S beta2 = scalar<T>(factors.beta2), beta2_rest = scalar<T>(factors.beta2_rest);
+  const S step_size = scalar<T>(factors.step_size), inverse_root = scalar<T>(factors.inverse_root);
+  const S eps = scalar<T>(factors.eps);
   T* const arrays[] = {const_cast<T*>(grad), param, exp_avg, exp_avg_sq};
-  for_each_vector(arrays, n, [=](T* const (&x)[4]) {
-    const auto p = load(x[1]);
-    auto g = load(x[0]) * scale;
-    if (kCoupled) g += p * coupled;
-    auto m = load(x[2]);
-    m += (g - m) * beta1_rest;
-    const auto v = load(x[3]) * beta2 + g * g * beta2_rest;
-    store(x[2], m);
-    store(x[3], v);
-    store(x[1], p * decay - m / (square_root(v) * inverse_root + eps) * step_size);
+  for_each_vector(arrays, n, [=](VectorOf<T> (&x)[4]) {
+    auto g = x[0] * scale;
+    if (kCoupled) g += x[1] * coupled;
+    x[2] += (g - x[2]) * beta1_rest;
+    x[3] = x[3] * beta2 + g * g * beta2_rest;
+    x[1] = x[1] * decay - x[2] / (square_root(x[3]) * inverse_root + eps) * step_size;
   });
 }
 
@@ -62,11 +66,10 @@ inline V decayed(V g, V p, S scale, S weight_decay) {
 template <bool kDecay, typename T>
 void sgd_of(T* param, const T* grad, int64_t n, const SgdFactors& factors) {
   using S = ScalarOf<T>;
-  const S scale = (S)factors.grad, weight_decay = (S)factors.weight_decay, rate = (S)factors.rate;
+  const S scale = scalar<T>(factors.grad), weight_decay = scalar<T>(factors.weight_decay), rate = scalar<T>(factors.rate);
   T* const arrays[] = {const_cast<T*>(grad), param};
-  for_each_vector(arrays, n, [=](T* const (&x)[2]) {
-    const auto p = load(x[1]);
-    store(x[1], p - decayed<kDecay>(load(x[0]), p, scale, weight_decay) * rate);
+  for_each_vector(arrays, n, [=](VectorOf<T> (&x)[2]) {
+    x[1] -= decayed<kDecay>(x[0], x[1], scale, weight_decay) * rate;
   });
 }
 
@@ -81,16 +84,14 @@ void sgd(T* param, const T* grad, int64_t n, const SgdFactors& factors) {
 template <bool kDecay, bool kNesterov, bool kFirst, typename T>
 void sgd_momentum_of(T* param, const T* grad, T* buffer, int64_t n, const SgdFactors& factors) {
   using S = ScalarOf<T>;
-  const S scale = (S)factors.grad, weight_decay = (S)factors.weight_decay, rate = (S)factors.rate;
-  const S momentum = (S)factors.momentum, rest = (S)factors.rest;
+  const S scale = scalar<T>(factors.grad), weight_decay = scalar<T>(factors.weight_decay), rate = scalar<T>(factors.rate);
+  const S momentum = scalar<T>(factors.momentum), rest = scalar<T>(factors.rest);
+  const S scale_rest = scalar<T>(factors.grad * factors.rest);
   T* const arrays[] = {const_cast<T*>(grad), param, buffer};
-  for_each_vector(arrays, n, [=](T* const (&x)[3]) {
-    const auto p = load(x[1]);
-    const auto g = decayed<kDecay>(load(x[0]), p, scale, weight_decay);
-    auto b = g;
-    if (!kFirst) b = load(x[2]) * momentum + g * rest;
-    store(x[2], b);
-    store(x[1], p - (kNesterov ? g + b * momentum : b) * rate);
+  for_each_vector(arrays, n, [=](VectorOf<T> (&x)[3]) {
+    const auto g = decayed<kDecay>(x[0], x[1], scale, weight_decay);
+    x[2] = kFirst ? g : x[2] * momentum + (kDecay || kNesterov ? g * rest : x[0] * scale_rest);
+    x[1] -= (kNesterov ? g + x[2] * momentum : x[2]) * rate;
   });
 }
 
