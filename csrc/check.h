@@ -39,9 +39,11 @@ inline bool is_supported(ScalarType dtype) {
       dtype == ScalarType::Double;
 }
 
-// torch's own conversion asks for one type after the other; here the most frequent one comes first.
+// torch's own conversion asks for one type after the other; here the most frequent ones come first.
 inline ScalarType to_scalar_type(int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return ScalarType::Float;
+  static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16();
+  if (dtype == float32) return ScalarType::Float;
+  if (dtype == bfloat16) return ScalarType::BFloat16;
   return take<ScalarType>(torch::stable::detail::from(dtype));
 }
 

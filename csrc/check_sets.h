@@ -79,8 +79,9 @@ inline const void* in_order_of(const View& tensor, const View& like, std::vector
 // Memory that an operator writes: tensors without gaps that share nothing.
 class Written {
  public:
+  explicit Written(size_t tensors) { ranges_.reserve(tensors); }
   void add(const View& tensor, const char* name) {
-    if (!is_dense(tensor.handle))
+    if (!tensor.contiguous && !is_dense(tensor.handle))
       refuse(name, " must fill their memory without gaps or overlaps: make them .contiguous()");
     if (tensor.numel > 0) ranges_.push_back(range(tensor));
   }
@@ -101,8 +102,8 @@ class Written {
  private:
   static std::pair<const char*, const char*> range(const View& tensor) {
     const char* begin = static_cast<const char*>(tensor.data);
-    int64_t last = 0;
-    for (int64_t d = 0; d < tensor.dim; ++d) last += (tensor.sizes[d] - 1) * tensor.strides[d];
+    int64_t last = tensor.contiguous ? tensor.numel - 1 : 0;
+    for (int64_t d = 0; d < tensor.dim && !tensor.contiguous; ++d) last += (tensor.sizes[d] - 1) * tensor.strides[d];
     return {begin, begin + (last + 1) * tensor.element_size};
   }
   std::vector<std::pair<const char*, const char*>> ranges_;
@@ -171,7 +172,7 @@ inline Sets check_combination(const TensorList& into, const TensorList& others, 
   append_views(others, views);
   if (!same_device(views[0], view(weights.get())))
     refuse("sets must be on the device of weights: move one of them with .to(device)");
-  Written written;
+  Written written(count);
   for (int64_t s = 0; s < count; ++s) written.add(views[s], "sets[0]");
   written.check_disjoint("sets[0]");
   for (size_t i = count; i < views.size(); ++i) written.check_not_read(views[i], "the other sets", "sets[0]");

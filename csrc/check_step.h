@@ -78,10 +78,11 @@ inline Step check_step(
     refuse("found_inf must be one float32 number, found ", modulation.found_inf->numel(), " of ",
            torch::headeronly::toString(modulation.found_inf->scalar_type()));
   Step step;
-  Written written;
+  Written written(count * (1 + states.size()));
   std::vector<View> views, gradients;
   views.reserve(count);
   gradients.reserve(count);
+  step.segments.reserve(count);
   for (size_t s = 0; s < count; ++s) {
     views.push_back(view(params[s]));
     const View& param = views.back();

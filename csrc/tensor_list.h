@@ -1,6 +1,8 @@
 // A Tensor[] argument without a shared pointer per tensor: with hundreds of gradients that is half the cost of a call.
 #pragma once
 
+#include <Python.h>
+
 #include <cstdint>
 #include <vector>
 
@@ -22,9 +24,12 @@ class TensorList {
       tensors_.push_back(torch::stable::detail::to<AtenTensorHandle>(item));
     }
   }
+  // Kernels run without the interpreter's lock, which giving back a tensor that Python holds takes: once for all of them.
   ~TensorList() {
+    const PyGILState_STATE state = PyGILState_Ensure();
     for (AtenTensorHandle tensor : tensors_) aoti_torch_delete_tensor_object(tensor);
     torch_delete_list(list_);
+    PyGILState_Release(state);
   }
   TensorList(const TensorList&) = delete;
   TensorList& operator=(const TensorList&) = delete;

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def library(tmp_path_factory):
     if compiler is None or sys.platform != "linux":
         pytest.skip("this needs a C++ compiler on Linux")
     folder = tmp_path_factory.mktemp("on_host")
-    includes = [HERE / "cuda_on_host", CSRC, *cpp_extension.include_paths()]
+    includes = [HERE / "cuda_on_host", CSRC, sysconfig.get_path("include"), *cpp_extension.include_paths()]
     flags = ["-std=c++17", "-O1", "-fPIC", "-w", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     flags += [f"-I{path}" for path in includes]
     sources = [path for path in (CSRC / "cuda").glob("*.c*") if path.suffix in (".cu", ".cpp")]
