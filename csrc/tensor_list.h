@@ -26,6 +26,7 @@ class TensorList {
   }
   // Kernels run without the interpreter's lock, which giving back a tensor that Python holds takes: once for all of them.
   ~TensorList() {
+    if (!Py_IsInitialized()) return;  // the interpreter is gone, and the tensors with it
     const PyGILState_STATE state = PyGILState_Ensure();
     for (AtenTensorHandle tensor : tensors_) aoti_torch_delete_tensor_object(tensor);
     torch_delete_list(list_);

@@ -189,3 +189,20 @@ def test_without_balance_a_step_is_the_plain_one():
             optimizer.step()
         results.append(flat(model))
     assert torch.equal(*results)
+
+
+def test_cosines_are_those_of_before_a_step_that_writes_into_gradients():
+    model = small_model()
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+    optimizer = wrap(model, base, CGGM())
+    torch.optim.lr_scheduler.StepLR(base, 10)  # on the base: its own step is taken
+    for inputs, target in batches(3):
+        optimizer.zero_grad()
+        backward(model, optimizer, inputs, target)
+        unimodal = [classifier.output.weight.grad for classifier in model.unimodal_classifiers.children()]
+        expected = [
+            torch.cosine_similarity(model.head.weight.grad.flatten(), u.flatten(), 0) for u in unimodal
+        ]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        torch.testing.assert_close(optimizer.statistics["cosines"], torch.stack(expected))

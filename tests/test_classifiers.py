@@ -136,6 +136,25 @@ def test_a_module_of_the_users_whose_output_layer_is_found_or_named():
     torch.testing.assert_close(optimizer.statistics["cosines"], torch.stack(expected))
 
 
+def test_an_output_layer_in_another_dtype_than_the_rest_and_replaced_later():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.output = nn.Linear(4, 8).bfloat16(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.output(self.hidden(x).relu().float())
+
+    model = small_model()
+    optimizer = wrap(model, classifiers={"audio": Mixed(), "image": Mixed()})
+    train(model, optimizer, steps=1)
+    model.unimodal_classifiers.audio.output = replaced = nn.Linear(8, 3)
+    optimizer.add_param_group({"params": list(replaced.parameters())})
+    train(model, optimizer, steps=1)
+    expected = F.cosine_similarity(model.head.weight.grad.flatten(), replaced.weight.grad.flatten(), 0)
+    torch.testing.assert_close(optimizer.statistics["cosines"][0], expected)
+
+
 def test_classifiers_that_the_model_has_already():
     model = small_model()
     model.own = nn.ModuleDict({m: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)) for m in model.modalities})

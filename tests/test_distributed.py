@@ -179,6 +179,21 @@ def test_uneven_batches_weigh_by_their_samples():
         torch.testing.assert_close(trace, reference["trace"])
 
 
+def empty_on_one_rank(rank):
+    policy = CGGM(smoothing=0.0, score="metric")
+    rows = [slice(0, 32), slice(32, 32)][rank]
+    return steps(*in_order("wrapped after", policy, "feature"), [rows], count=1)["trace"]
+
+
+def test_a_rank_without_samples_weighs_nothing():
+    model = small_model()
+    reference = steps(
+        model, model, balanced(model, CGGM(smoothing=0.0, score="metric"), "feature"), [slice(None)], count=1
+    )
+    for trace in processes.run(empty_on_one_rank, 2):
+        torch.testing.assert_close(trace, reference["trace"])
+
+
 def options_of_ddp(rank):
     results = {}
     for order in ORDERS[:2]:
@@ -213,7 +228,7 @@ def test_bucket_views_static_graph_and_small_buckets_change_nothing():
         assert torch.equal(results["views"], results["views later"])  # gradients are still DDP's own buckets
 
 
-def count_collectives(rank, order, apply):
+def count_collectives(rank, order, apply, parts=1):
     model, run, optimizer = in_order(order, POLICIES["stable"], apply)
     sizes = []
     original = dist.all_reduce
@@ -228,7 +243,7 @@ def count_collectives(rank, order, apply):
         if order == ORDERS[0]
         else nullcontext(),
     ):
-        steps(model, run, optimizer, share(rank), count=3)
+        steps(model, run, optimizer, share(rank, parts), count=3)
     classifiers = sum(p.numel() for p in model.unimodal_classifiers.parameters())
     return sizes, classifiers
 
@@ -242,6 +257,8 @@ def test_a_step_makes_one_small_collective_beside_those_of_ddp(apply):
 def test_classifiers_that_ddp_does_not_know_take_one_more():
     for sizes, classifiers in processes.run(count_collectives, 2, ORDERS[1], "feature"):
         assert sizes == [3, classifiers] * 3
+    for sizes, classifiers in processes.run(count_collectives, 2, ORDERS[1], "feature", 2):
+        assert sizes == [3, 3, classifiers] * 3  # none of their own under no_sync()
 
 
 class WithBuffers(SmallModel):

@@ -1,7 +1,9 @@
 """The junction: two branches of one output, one gradient back; and what counts as an encoder's output."""
 
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cggm import CGGM, UnimodalLosses
+from cggm import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
 from helpers import SmallModel, batches, flat, small_model, train, wrap
 
 
@@ -183,3 +185,22 @@ def test_under_torch_compile(policy):
             optimizer.step()
         results.append(flat(model))
     torch.testing.assert_close(*results)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnRule(Policy):
+    """A rule that is held as an attribute, not defined as a method."""
+
+    meet: Callable = None
+    places: ClassVar = ("junction",)
+    detach_features: ClassVar = False
+
+
+def test_only_the_plain_sum_is_left_to_autograd():
+    assert CGGM().adds
+    assert UnimodalLosses().adds
+    assert not UnimodalLosses(weight=2.0).adds
+    assert not NormEqualization().adds
+    assert not OwnRule(meet=lambda multimodal, unimodal: 100 * multimodal).adds
+    assert (UnimodalLosses() + ModalityDropout(0.1)).adds
+    assert not (NormEqualization() + ModalityDropout(0.1)).adds

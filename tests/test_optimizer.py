@@ -389,3 +389,17 @@ def test_the_wrapper_wraps_optimizers_alone():
         CGGMOptimizerWrapper([], model, encoders={"a": "encoders.audio", "b": "encoders.image"}, head="head")
     with pytest.raises(TypeError, match="got CGGMOptimizerWrapper"):
         wrap(small_model(), wrap(model))
+
+
+def test_an_empty_micro_batch_leaves_the_scores_alone():
+    model = small_model()
+    optimizer = wrap(model, policy=CGGM(smoothing=0.3))
+    train(model, optimizer, steps=2)
+    ((inputs, target),) = batches(1, seed=3)
+    coefficients = []
+    for rows in (slice(None), slice(0)):
+        loss = F.cross_entropy(model(*[x[rows] for x in inputs]), target[rows], reduction="sum")
+        optimizer.balance(loss, target[rows]).backward()
+        coefficients.append(optimizer._pending.balance.coefficients.clone())
+    assert torch.isfinite(optimizer._pending.scores).all()
+    assert torch.equal(*coefficients)

@@ -150,12 +150,14 @@ def modulate_gradients_(
         heads: gradients of the head's weight (or None) and of the classifiers' output weights.
 
     Returns:
-        `cosines` `[M]` and `grad_norms` `[M]`, where they came for nothing.
+        `cosines` `[M]`, and `grad_norms` `[M]` where they came for nothing.
     """
     strengths = deviations(owned) if policy.noise else None
     measured: dict[str, Tensor] = {}
     if application == "gradient" and "coefficients" in policy.places:
         measured["cosines"], measured["grad_norms"] = scale_gradients_(owned, coefficients, *heads)
+    else:
+        measured["cosines"] = head_cosines(*heads, coefficients)
     if strengths is not None:
         add_noise_(owned, strengths)
         measured.pop("grad_norms", None)  # of before the noise
@@ -187,7 +189,6 @@ def accumulate_(
             parameters[i].grad = gradient
 
 
-@torch.no_grad()
 def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor) -> Tensor:
     """Cosines `[M]` of the head's gradient with each classifier's; zeros where the head has none."""
     if fusion is None:

@@ -82,7 +82,7 @@ class UnimodalClassifiers(nn.Module):
         super().__init__()
         for name, classifier in classifiers.items():
             self.add_module(name, classifier)
-        self._outputs = [self.get_submodule(f"{name}.{path}".rstrip(".")) for name, path in outputs.items()]
+        self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]
         self.register_state_dict_post_hook(_hide)
         self.register_load_state_dict_post_hook(_do_not_miss)
 
@@ -98,18 +98,16 @@ class UnimodalClassifiers(nn.Module):
             ValueError: features of another width than the classifier was made for.
         """
         return [
-            _run(name, classifier, x, output.dtype, fit)
-            for (name, classifier), x, output in zip(
-                self.named_children(), features, self.output_weights(), strict=True
-            )
+            _run(name, classifier, x, fit)
+            for (name, classifier), x in zip(self.named_children(), features, strict=True)
         ]
 
     def output_weights(self) -> list[Tensor]:
         """The M output layers' weights, each of the head's shape."""
-        return [layer.weight for layer in self._outputs]
+        return [self.get_submodule(path).weight for path in self._outputs]
 
 
-def _run(name: str, classifier: nn.Module, features: Tensor, dtype: torch.dtype, fit: bool) -> Tensor:
+def _run(name: str, classifier: nn.Module, features: Tensor, fit: bool) -> Tensor:
     if isinstance(classifier, (UnimodalClassifier, UnimodalMapClassifier)):
         channels_first = features.ndim > 3 or isinstance(classifier, UnimodalMapClassifier)
         width = features.shape[1] if channels_first else features.shape[-1]
@@ -121,7 +119,7 @@ def _run(name: str, classifier: nn.Module, features: Tensor, dtype: torch.dtype,
                 )
             classifier.fit(width)
     if not torch.is_autocast_enabled(features.device.type):
-        features = features.to(dtype)
+        features = features.to(next((p.dtype for p in classifier.parameters()), features.dtype))
     return classifier(features)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -164,16 +164,14 @@ def loss_term(
     return policy.lam * weights_term(model.head_weight, state) if "direction_value" in state else None
 
 
-def turn_(
-    policy: Policy, model: MultimodalModel, balance: Balance, statistics: Mapping[str, Tensor]
-) -> State:
+def turn_(policy: Policy, model: MultimodalModel, balance: Balance, cosines: Tensor) -> State:
     """The part of a policy's direction that acts on the head's gradient; returns what the next step's term needs.
 
     Args:
         policy: says which direction, and its λ.
         model: its head, whose gradient is mutated by a rotation.
         balance: this step's.
-        statistics: asked for the `cosines` `[M]` of the head's gradient with the classifiers', where it is turned.
+        cosines: `[M]`, of the head's gradient with the classifiers'.
     """
     if policy.lam == 0 or policy.direction not in ("rotation", "weights"):
         return {}
@@ -181,5 +179,5 @@ def turn_(
         return weights_state(model.head_weight, model.classifiers.output_weights(), balance.weights)
     fusion, unimodal = model.head_gradients()
     if fusion is not None:
-        rotate_(fusion, unimodal, statistics["cosines"], balance.weights, policy.lam)
+        rotate_(fusion, unimodal, cosines, balance.weights, policy.lam)
     return {}

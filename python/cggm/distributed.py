@@ -40,6 +40,8 @@ def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
     if world_size() == 1:
         return scores
     sums = torch.cat([scores, scores.new_ones(1)]) * samples  # [M + 1]
+    if samples == 0:  # a mean over nothing is NaN
+        sums.zero_()
     dist.all_reduce(sums)
     return sums[:-1] / sums[-1]
 
@@ -124,6 +126,7 @@ class ClassifierReplicas:
     def __init__(self, model: nn.Module, classifiers: nn.Module) -> None:
         self._classifiers = classifiers
         self._handle: Any = None
+        self._to_average = False
         while hasattr(model, "_orig_mod"):  # torch.compile
             model = model._orig_mod
         self._reducer = model if isinstance(model, DistributedDataParallel) else None
@@ -161,9 +164,15 @@ class ClassifierReplicas:
         too late, since a `GradScaler` that finds an overflow in one rank's classifier skips that rank's step.
         """
         if self._reducer is not None and not self._known():
-            torch.autograd.Variable._execution_engine.queue_callback(self._average)
+            self._to_average = True
+            if self._reducer.require_backward_grad_sync:  # not under no_sync()
+                torch.autograd.Variable._execution_engine.queue_callback(self.average_gradients_)
 
-    def _average(self) -> None:
+    def average_gradients_(self) -> None:
+        """Average the classifiers' gradients over the ranks, if some have come since this was last done."""
+        if not self._to_average:
+            return
+        self._to_average = False
         average_over_ranks_([p.grad for p in self._classifiers.parameters() if p.grad is not None])
 
     def _note_reducer(self, _module: nn.Module, _arguments: tuple) -> None:

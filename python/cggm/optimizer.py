@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import checkpoint, direction
-from .application import (
-    check_updated,
-    choose_application,
-    gradient_norms,
-    head_cosines,
-    modulate_gradients_,
-)
+from .application import check_updated, choose_application, gradient_norms, modulate_gradients_
 from .assessment import assess, check_loss
 from .multimodal import MultimodalModel
 from .pending import PendingStep
@@ -176,19 +170,17 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             return False
         owned = self._model.modalities.with_gradients(self._pending.backward_ran, self.base)
         policy, balance = self._pending.policy, self._pending.balance
+        self._model.replicas.average_gradients_()
         heads = self._model.head_gradients()
         waits = wait and self._stepping.may_wait(policy)
         application = "feature" if waits else self.application  # which leaves these gradients alone
         measured = modulate_gradients_(owned, policy, application, balance.coefficients, heads)
         measured |= {"scores": self._pending.scores, "coefficients": balance.coefficients, **self._figures}
-        later = {
-            "cosines": partial(head_cosines, *heads, balance.coefficients),
-            "grad_norms": partial(gradient_norms, owned, balance.coefficients, waits),
-        }
-        self.statistics = Statistics(measured, **later)
-        if self._model.replicas.sharded:  # collectives: now, on every rank, not where one is read
-            self.statistics.measure()
-        self._pending.remember(direction.turn_(policy, self._model, balance, self.statistics))
+        self._pending.remember(direction.turn_(policy, self._model, balance, measured["cosines"]))
+        norms = partial(gradient_norms, owned, balance.coefficients, waits)
+        if self._model.replicas.sharded:  # a collective: now, on every rank, not where one happens to read it
+            measured.setdefault("grad_norms", norms())
+        self.statistics = Statistics(measured, grad_norms=norms)
         self._pending.modulated = True
         return waits
 

@@ -85,8 +85,10 @@ class PendingStep:
 
 
 def _together(one: Part | None, other: Part | None) -> Part:
-    """Means over the samples of both; at least one is there."""
-    if one is None or other is None:
-        return one or other  # type: ignore[return-value]
-    samples = one[1] + other[1]
-    return torch.lerp(one[0], other[0], other[1] / max(samples, 1)), samples
+    """Means over the samples of both; at least one is there. One without samples, whose means are NaN, is left out."""
+    parts = [part for part in (one, other) if part is not None]
+    parts = [part for part in parts if part[1] > 0] or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
+    (first, count), (second, more) = parts
+    return torch.lerp(first, second, more / (count + more)), count + more

@@ -10,8 +10,8 @@ from torch import Tensor
 class Statistics(Mapping[str, Tensor]):
     """`scores`, `coefficients`, `cosines` and `grad_norms`, each `[M]` and on the device, of the last step.
 
-    Reading one never waits for the device; `.tolist()` on it does. `cosines` and `grad_norms` are measured when they
-    are first read where the step itself did not need them, and then tell of the gradients as they are at that moment.
+    Reading one never waits for the device; `.tolist()` on it does. `grad_norms` is measured when it is first
+    read where the step itself did not need it, and then tells of the gradients as they are at that moment.
 
     >>> import torch
     >>> statistics = Statistics({"scores": torch.zeros(2)}, grad_norms=lambda: torch.ones(2))
@@ -25,15 +25,11 @@ class Statistics(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._later:
-            self._values[name] = self._later.pop(name)()
+            self._values[name] = self._later[name]()
+            del self._later[name]
         if name not in self._values:
             raise KeyError(f"{name!r}: no balanced step has measured that yet, only {sorted(self._values)}")
         return self._values[name]
-
-    def measure(self) -> None:
-        """Measure now what has been left for later."""
-        for name in list(self._later):
-            self[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self._values, **self._later})

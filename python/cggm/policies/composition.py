@@ -90,7 +90,7 @@ class Composition(Policy):
 
     @cached_property
     def _parts_by_place(self) -> dict[Place, Policy]:
-        return {place: part for part in self.parts for place in part.places}
+        return {place: part for part in reversed(self.parts) for place in part.places}
 
     def _at(self, place: Place) -> Policy:
         return self._parts_by_place.get(place, _JOINT)

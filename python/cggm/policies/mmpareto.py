@@ -69,7 +69,7 @@ class MMPareto(Policy):
         whole = gram.sum(0)  # [2, 2], of all tensors together
         weight = pareto_weight(whole[0, 0], whole[0, 1], whole[1, 1])
         weights = torch.stack([2 * weight, 2 - 2 * weight])  # [2]
-        squared = gram @ weights @ weights  # [S], ‖h‖²
+        squared = (gram * weights * weights[:, None]).sum((1, 2))  # [S], ‖h‖²
         plain = gram.sum((1, 2))  # [S], ‖g_m + g_u‖²
         return self.gamma * _raise(plain, squared).sqrt()[:, None] * weights
 

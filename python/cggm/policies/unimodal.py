@@ -38,7 +38,7 @@ class UnimodalLosses(Policy):
     @property
     def adds(self) -> bool:
         """At weight 1."""
-        return self.weight == 1 and type(self).meet is UnimodalLosses.meet
+        return self.weight == 1 and getattr(self.meet, "__func__", None) is UnimodalLosses.meet
 
     def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
         """`multimodal + weight · unimodal`."""
