@@ -6,6 +6,7 @@ luck, and the ratio of two that ran side by side is steadier than either time.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ class Timing:
 def interleave(
     alternatives: Mapping[str, Alternative], *, rounds: int = 21, seconds: float = 2e-3, warmup: int = 3
 ) -> dict[str, Timing]:
-    """Time every alternative `rounds` times, taking turns.
+    """Time every alternative `rounds` times, taking turns, without Python's garbage collection in between.
 
     Args:
         alternatives: what to call, by name. On a GPU a call may return before its work is done.
@@ -51,9 +52,14 @@ def interleave(
             call()
         repeats[name] = max(1, round(seconds / _time(call, 1)))
     taken: dict[str, list[float]] = {name: [] for name in alternatives}
-    for _ in range(rounds):
-        for name, call in alternatives.items():
-            taken[name].append(_time(call, repeats[name]))
+    gc.collect()
+    gc.disable()  # it takes the longer, the more some other benchmark has imported
+    try:
+        for _ in range(rounds):
+            for name, call in alternatives.items():
+                taken[name].append(_time(call, repeats[name]))
+    finally:
+        gc.enable()
     return {name: Timing(tuple(times)) for name, times in taken.items()}
 
 
