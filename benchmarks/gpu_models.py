@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, Policy, UnimodalLosses
+from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, NormEqualization, Policy
 
 CLASSES = 100
 JOINT, BY_HAND = "joint", "joint and hand-written classifiers"
 WRAPPED: dict[str, Callable[[], tuple[Policy, str]]] = {
     "CGGM()": lambda: (CGGM(), "auto"),
     'CGGM(), apply="gradient"': lambda: (CGGM(), "gradient"),
-    "UnimodalLosses() + ModalityDropout(0.35)": lambda: (UnimodalLosses() + ModalityDropout(0.35), "auto"),
+    "NormEqualization() + ModalityDropout(0.2)": lambda: (NormEqualization() + ModalityDropout(0.2), "auto"),
 }
 WAYS = (JOINT, BY_HAND, *WRAPPED)
 Make = Callable[[Iterable[nn.Parameter], bool], torch.optim.Optimizer]

@@ -163,34 +163,19 @@ def test_accumulation_without_synchronising_equals_one_large_batch(order):
     same_on_all_and_as_alone(results, POLICIES["stable"], "gradient", rtol=1e-4, atol=2e-5)
 
 
-def uneven(rank):
+def uneven(rank, first):
     policy = CGGM(smoothing=0.0, score="metric")
-    rows = [slice(0, 20), slice(20, 32)][rank]
-    outcome = steps(*in_order("wrapped after", policy, "feature"), [rows], count=1)
-    return outcome["trace"]
-
-
-def test_uneven_batches_weigh_by_their_samples():
-    model = small_model()
-    reference = steps(
-        model, model, balanced(model, CGGM(smoothing=0.0, score="metric"), "feature"), [slice(None)], count=1
-    )
-    for trace in processes.run(uneven, 2):
-        torch.testing.assert_close(trace, reference["trace"])
-
-
-def empty_on_one_rank(rank):
-    policy = CGGM(smoothing=0.0, score="metric")
-    rows = [slice(0, 32), slice(32, 32)][rank]
+    rows = [slice(0, first), slice(first, 32)][rank]
     return steps(*in_order("wrapped after", policy, "feature"), [rows], count=1)["trace"]
 
 
-def test_a_rank_without_samples_weighs_nothing():
+@pytest.mark.parametrize("first", [20, 32])  # samples of the first rank; the second has the rest, or none
+def test_uneven_batches_weigh_by_their_samples(first):
     model = small_model()
     reference = steps(
         model, model, balanced(model, CGGM(smoothing=0.0, score="metric"), "feature"), [slice(None)], count=1
     )
-    for trace in processes.run(empty_on_one_rank, 2):
+    for trace in processes.run(uneven, 2, first):
         torch.testing.assert_close(trace, reference["trace"])
 
 

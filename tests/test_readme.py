@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cggm.tasks import find_task
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -77,6 +79,12 @@ def test_a_module_knows_the_options_that_the_readme_shows(command):
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", README))))
 def test_a_test_that_the_readme_names_is_there(name):
     assert any(f"def {name}(" in path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+def test_the_tasks_that_the_readme_names_are_there():
+    (named,) = re.findall(r"^Tasks: (.*?), or an object", README, flags=re.MULTILINE | re.DOTALL)
+    tasks = [find_task(name) for name in re.findall(r'"([\w-]+)"', named)]
+    assert len(tasks) == 4
 
 
 def test_the_examples_are_run_by_their_own_tests():

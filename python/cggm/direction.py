@@ -131,11 +131,6 @@ def initial_state(policy: Policy, model: MultimodalModel) -> State:
     return state
 
 
-def weights_term(head: Tensor, state: State) -> Tensor:
-    """The term `G` that `weights_state` found in the step before."""
-    return linear_term(state["direction_value"], head, state["direction_gradient"])
-
-
 def loss_term(
     policy: Policy,
     model: MultimodalModel,
@@ -161,7 +156,9 @@ def loss_term(
     if policy.direction == "gradient":
         outputs = model.classifiers.output_weights()
         return policy.lam * gradient_term(*losses, model.head_weight, outputs, weights)
-    return policy.lam * weights_term(model.head_weight, state) if "direction_value" in state else None
+    if "direction_value" not in state:  # the first step; `weights_state` finds it for the next
+        return None
+    return policy.lam * linear_term(state["direction_value"], model.head_weight, state["direction_gradient"])
 
 
 def turn_(policy: Policy, model: MultimodalModel, balance: Balance, cosines: Tensor) -> State:
