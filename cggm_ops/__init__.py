@@ -2,6 +2,7 @@
 
 from cggm_ops import reference
 from cggm_ops.backend import backend, build_info, missing_reason, use_backend
+from cggm_ops.networks import perceptrons
 from cggm_ops.ops import batched_cosine, modulate_, scale_
 from cggm_ops.optimizers import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
 from cggm_ops.segments import segment_combine_, segment_gram
@@ -16,6 +17,7 @@ __all__ = [
     "build_info",
     "missing_reason",
     "modulate_",
+    "perceptrons",
     "reference",
     "scale_",
     "segment_combine_",

@@ -179,3 +179,40 @@ sgd_ = _define(
     _nothing_fake,
 )
 _guard_mutation(sgd_, (0, 2))
+
+# perceptrons -------------------------------------------------------------------------------------------------------
+
+
+def _perceptrons_fake(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    layers: Sequence[int],
+    rectified: Sequence[int],
+    target: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    first, rows = inputs[0], inputs[0].shape[0]
+    read = sum(x.shape[1] for x, rectify in zip(inputs, rectified, strict=True) if rectify)
+    saved = rows * (read + sum(bias.shape[0] for bias in parameters[1::2]))
+    logits = first.new_empty(len(inputs), rows, parameters[-1].shape[0])
+    return first.new_empty(len(inputs)), logits, first.new_empty(saved)
+
+
+def _perceptrons_backward_fake(
+    grad: Tensor, inputs: Sequence[Tensor], parameters: Sequence[Tensor], *rest: Any
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (*(inputs if rest[-1] else ()), *parameters)]
+
+
+perceptrons = _define(
+    # parameters: weight and bias of every layer of one network after the other; rectified: 1 for a rectifier first
+    "perceptrons(Tensor[] inputs, Tensor[] parameters, int[] layers, int[] rectified, Tensor target)"
+    " -> (Tensor losses, Tensor logits, Tensor saved)",
+    reference.perceptrons,
+    _perceptrons_fake,
+)
+perceptrons_backward = _define(
+    "perceptrons_backward(Tensor grad, Tensor[] inputs, Tensor[] parameters, int[] layers, int[] rectified, "
+    "Tensor saved, bool of_inputs) -> Tensor[]",
+    reference.perceptrons_backward,
+    _perceptrons_backward_fake,
+)

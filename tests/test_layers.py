@@ -48,6 +48,7 @@ def test_only_the_optimizers_side_knows_the_operators():
     assert users <= {
         "application.py",
         "direction.py",
+        "evaluation.py",
         "cli.py",
         "folded.py",
         "stepping.py",

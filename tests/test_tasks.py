@@ -210,11 +210,12 @@ def test_the_default_classifier_of_a_model_that_puts_out_a_map(kernel):
     assert one.output.weight.shape == model.head.weight.shape
     assert one(torch.randn(2, 6, 5, 7)).shape == (2, 4, 5, 7)
     parameter = one.hidden.weight
-    classifiers([torch.randn(2, 9, 4, 4), torch.randn(2, 6, 4, 4)], fit=True)
+    task, target = Segmentation(), torch.zeros(2, 4, 4, dtype=torch.int64)
+    classifiers([torch.randn(2, 9, 4, 4), torch.randn(2, 6, 4, 4)], task, target, fit=True)
     assert one.hidden.weight is parameter
     assert one.width == 9
     with pytest.raises(ValueError, match="expects features of width 9"):
-        classifiers([torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)])
+        classifiers([torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4)], task, target)
 
 
 @pytest.mark.parametrize(("kind", "grid"), [(nn.Conv1d, (5,)), (nn.Conv3d, (3, 4, 5))])

@@ -183,6 +183,7 @@ void combine(
 }  // namespace
 }  // namespace cggm::cpu::CGGM_ISA
 
+#include "loops_matrix.h"
 #include "loops_sets.h"
 #include "loops_step.h"
 
@@ -192,6 +193,8 @@ template <typename T>
 Loops<T> make_loops() {
   return {sum_squares<T>, scale<T>, products<T>, combine<T>, gram<T>, mix<T>, adamw<T>, sgd<T>, sgd_momentum<T>};
 }
+Multiply make_multiply() { return multiply; }
+
 template Loops<float> make_loops();
 template Loops<double> make_loops();
 template Loops<BFloat16> make_loops();

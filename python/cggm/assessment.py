@@ -18,7 +18,7 @@ from .tasks import Task
 class Assessment(NamedTuple):
     """What a forward pass tells about the modalities."""
 
-    losses: list[Tensor]  # M unimodal losses, each 0-dimensional, with their graph
+    unimodal: Tensor  # the sum of the M unimodal losses, 0-dimensional, with its graph
     scores: Tensor  # [M] float32, higher is better
     attribution: Attribution | None  # the modalities' responses, where the policy reads them
     figures: Mapping[str, Tensor]  # further statistics, [M] each
@@ -35,10 +35,8 @@ class Assessment(NamedTuple):
             balance: this step's.
             state: the policy's, as of the last step taken.
         """
-        total = loss
-        for unimodal in self.losses:
-            total = total + unimodal
-        turning = direction.loss_term(policy, model, (loss, self.losses), balance.weights, state)
+        total = loss + self.unimodal
+        turning = direction.loss_term(policy, model, (loss, self.unimodal), balance.weights, state)
         total = total if turning is None else total + turning
         if self.attribution is not None:
             total = total + self.attribution.term(loss, balance.coefficients)
@@ -77,12 +75,9 @@ def assess(model: MultimodalModel, policy: Policy, task: Task, target: Tensor, *
     features = model.modalities.features()
     if policy.detach_features:
         features = [x.detach() for x in features]
-    outputs = model.classifiers(features, fit=fit)
-    losses = [task.loss(output, target).float() for output in outputs]
-    with torch.no_grad():
-        measured = torch.stack(losses)  # [M]
+    unimodal, losses, outputs = model.classifiers(features, task, target, fit=fit)
     attribution = model.attribute(policy)
-    scores = -measured
+    scores = -losses
     if policy.score == "metric":
         scores = policy.measure(task, model.compared(policy, outputs, features, attribution), target)
-    return Assessment(losses, scores, attribution, policy.figures(scores, measured))
+    return Assessment(unimodal, scores, attribution, policy.figures(scores, losses))

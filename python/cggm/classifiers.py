@@ -2,69 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from .evaluation import Evaluation, evaluate
 from .map_classifier import UnimodalMapClassifier
+from .tasks import Task
+from .unimodal_classifier import UnimodalClassifier
 
 #: The name of the submodule that holds the classifiers on the user's model.
 ATTACHED = "unimodal_classifiers"
 
 #: The end of the name of a default classifier's weight whose width is a guess until the first forward pass.
 GUESSED = ".hidden.weight"
-
-
-class UnimodalClassifier(nn.Module):
-    """Features → the head's input width → ReLU → outputs, so that the output layer has the head's shape.
-
-    Sequences `[B, T, width]` are averaged over `T`, maps `[B, width, ...]` of four and more dimensions over all
-    positions; with `attention`, one self-attention layer runs over the positions first.
-
-    Args:
-        width: the features' width. A wrong guess is corrected by `fit` at the first forward pass.
-        head: the fusion's output layer, an `nn.Linear` of weight `[C, H]`.
-        attention: let positions attend to each other before they are averaged, as in the paper.
-
-    >>> classifier = UnimodalClassifier(16, nn.Linear(32, 10))
-    >>> classifier(torch.randn(4, 16)).shape, classifier.output.weight.shape
-    (torch.Size([4, 10]), torch.Size([10, 32]))
-    """
-
-    def __init__(self, width: int, head: nn.Linear, *, attention: bool = False) -> None:
-        super().__init__()
-        place = {"device": head.weight.device, "dtype": head.weight.dtype}
-        self.hidden = nn.Linear(width, head.in_features, **place)
-        self.attention = (
-            nn.MultiheadAttention(head.in_features, math.gcd(head.in_features, 4), batch_first=True, **place)
-            if attention
-            else None
-        )
-        self.output = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, **place)
-
-    @property
-    def width(self) -> int:
-        """The width of the features that it expects."""
-        return self.hidden.weight.shape[1]
-
-    def fit(self, width: int) -> None:
-        """Give the first layer another input width, its parameter staying the same object."""
-        self.hidden.in_features = width
-        self.hidden.weight.data = self.hidden.weight.new_empty(self.hidden.out_features, width)
-        self.hidden.reset_parameters()
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits `[B, C]` of features `[B, width]`, `[B, T, width]` or `[B, width, ...]`."""
-        positions = features.flatten(2).transpose(1, 2) if features.ndim > 3 else features  # [B, T, width]
-        hidden = self.hidden(positions)
-        if hidden.ndim == 3:
-            if self.attention is not None:
-                hidden = hidden + self.attention(hidden, hidden, hidden, need_weights=False)[0]
-            hidden = hidden.mean(1)  # [B, H]
-        return self.output(hidden.relu())
 
 
 class UnimodalClassifiers(nn.Module):
@@ -86,41 +38,43 @@ class UnimodalClassifiers(nn.Module):
         self.register_state_dict_post_hook(_hide)
         self.register_load_state_dict_post_hook(_do_not_miss)
 
-    def forward(self, features: Sequence[Tensor], *, fit: bool = False) -> list[Tensor]:
-        """Each modality's output, features in the order of the modalities.
+    def forward(
+        self, features: Sequence[Tensor], task: Task, target: Tensor, *, fit: bool = False
+    ) -> Evaluation:
+        """The losses and outputs, features in the order of the modalities.
 
         Args:
             features: M tensors.
+            task: its loss trains the classifiers.
+            target: in a form that the task knows.
             fit: let the features correct the width that a default classifier guessed; only before anything
                 has been learnt or distributed.
 
         Raises:
-            ValueError: features of another width than the classifier was made for.
+            ValueError: features of another width than the classifier was made for, a target that does not fit.
         """
-        return [
-            _run(name, classifier, x, fit)
-            for (name, classifier), x in zip(self.named_children(), features, strict=True)
-        ]
+        for (name, classifier), x in zip(self.named_children(), features, strict=True):
+            _check_width(name, classifier, x, fit)
+        return evaluate(list(self.children()), features, task, target)
 
     def output_weights(self) -> list[Tensor]:
         """The M output layers' weights, each of the head's shape."""
         return [self.get_submodule(path).weight for path in self._outputs]
 
 
-def _run(name: str, classifier: nn.Module, features: Tensor, fit: bool) -> Tensor:
-    if isinstance(classifier, (UnimodalClassifier, UnimodalMapClassifier)):
-        channels_first = features.ndim > 3 or isinstance(classifier, UnimodalMapClassifier)
-        width = features.shape[1] if channels_first else features.shape[-1]
-        if width != classifier.width:
-            if not fit:
-                raise ValueError(
-                    f"classifiers[{name!r}] expects features of width {classifier.width}, but the "
-                    f"encoder puts out {list(features.shape)}; pass classifiers={{{name!r}: {width}}}"
-                )
-            classifier.fit(width)
-    if not torch.is_autocast_enabled(features.device.type):
-        features = features.to(next((p.dtype for p in classifier.parameters()), features.dtype))
-    return classifier(features)
+def _check_width(name: str, classifier: nn.Module, features: Tensor, fit: bool) -> None:
+    if not isinstance(classifier, (UnimodalClassifier, UnimodalMapClassifier)):
+        return
+    channels_first = features.ndim > 3 or isinstance(classifier, UnimodalMapClassifier)
+    width = features.shape[1] if channels_first else features.shape[-1]
+    if width == classifier.width:
+        return
+    if not fit:
+        raise ValueError(
+            f"classifiers[{name!r}] expects features of width {classifier.width}, but the "
+            f"encoder puts out {list(features.shape)}; pass classifiers={{{name!r}: {width}}}"
+        )
+    classifier.fit(width)
 
 
 def _hide(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict) -> None:

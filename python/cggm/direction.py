@@ -73,7 +73,7 @@ def linear_term(value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 def gradient_term(
-    loss: Tensor, losses: Sequence[Tensor], head: Tensor, outputs: Sequence[Tensor], weights: Tensor
+    loss: Tensor, unimodal: Tensor, head: Tensor, outputs: Sequence[Tensor], weights: Tensor
 ) -> Tensor:
     """The paper's `L_gm = (1/M) Σ_i (|B_i| − B_i cos(∇_{W_Ω} L, ∇_{W_i} L_i))` (equation 9).
 
@@ -82,15 +82,15 @@ def gradient_term(
 
     Args:
         loss: the multimodal loss, 0-dimensional, twice differentiable.
-        losses: the M unimodal losses, each 0-dimensional.
+        unimodal: the sum of the M unimodal losses, of which each knows one of the outputs.
         head: weight `[C, H]` of the head.
         outputs: the M classifiers' output weights, of that shape.
         weights: `[M]`, balancing terms `B_i`.
     """
-    unimodal = torch.autograd.grad(losses, list(outputs), retain_graph=True)
+    gradients = torch.autograd.grad(unimodal, list(outputs), retain_graph=True)
     with torch.enable_grad():
         (fusion,) = torch.autograd.grad(loss, head, create_graph=True)
-        means = [fusion.detach().clone(), *(u.to(fusion.dtype, copy=True) for u in unimodal)]
+        means = [fusion.detach().clone(), *(u.to(fusion.dtype, copy=True) for u in gradients)]
         average_over_ranks_(means)
         mean = means[0].requires_grad_()
         term = (weights.abs() - weights * batched_cosine(mean, means[1:])).mean()
@@ -134,7 +134,7 @@ def initial_state(policy: Policy, model: MultimodalModel) -> State:
 def loss_term(
     policy: Policy,
     model: MultimodalModel,
-    losses: tuple[Tensor, Sequence[Tensor]],
+    losses: tuple[Tensor, Tensor],
     weights: Tensor,
     state: State,
 ) -> Tensor | None:
@@ -143,7 +143,7 @@ def loss_term(
     Args:
         policy: says which direction, and its λ.
         model: its head, and the classifiers' output layers.
-        losses: the multimodal loss and the M unimodal ones, each 0-dimensional.
+        losses: the multimodal loss, and the sum of the M unimodal ones.
         weights: `[M]`, balancing terms of this step.
         state: the policy's, as of the last step taken.
 

@@ -1,0 +1,93 @@
+"""Public function for many small networks at once: their losses on one target, and through autograd their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cggm_ops import reference, schema
+
+
+def perceptrons(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Sequence[Tensor]],
+    target: Tensor,
+    *,
+    rectified: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cross entropies of M multi-layer perceptrons on one target in one call; backward takes another one.
+
+    h_0 = x, or max(x, 0) where `rectified`; h_l = max(W_l h_{l−1} + b_l, 0); z = W_L h_{L−1} + b_L; and the loss is the
+    mean of −log softmax(z)[target] over the rows whose target is not −100. For networks so small that twenty
+    operations of autograd cost more than their arithmetic: a larger one is better off with a matrix library. Nothing
+    is mutated.
+
+    Args:
+        inputs: x, M tensors [B, D_m], float32.
+        parameters: W_1 [H, D_m], b_1 [H], W_2, b_2, ... of each of the M networks, float32; their last layers have
+            equally many outputs C.
+        target: [B], int64, classes in [0, C) or −100.
+        rectified: whether the network begins with a rectifier, M times.
+
+    Returns:
+        The sum of the losses, 0-dimensional, differentiable in inputs and parameters; and outside of autograd the
+        losses [M] and the logits [M, B, C]. The same bits at any number of threads.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, a class out of range.
+
+    Source:
+        The unimodal classifiers of Guo et al., Classifier-guided Gradient Modulation for Enhanced Multimodal Learning
+        (NeurIPS 2024, arXiv 2411.01409), without the attention layer.
+
+    Example:
+        >>> x, weight, bias = torch.zeros(4, 3), torch.ones(2, 3), torch.zeros(2)
+        >>> target = torch.tensor([0, 1, 0, 1])
+        >>> total, losses, logits = perceptrons([x, x], [[weight, bias]] * 2, target, rectified=[False, True])
+        >>> total, losses, logits.shape
+        (tensor(1.3863), tensor([0.6931, 0.6931]), torch.Size([2, 4, 2]))
+    """
+    layers = [len(network) // 2 for network in parameters]
+    flat = [tensor for network in parameters for tensor in network]
+    return _Perceptrons.apply(layers, [int(first) for first in rectified], target, *inputs, *flat)
+
+
+class _Perceptrons(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, layers: list[int], rectified: list[int], target: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, parameters = tensors[: len(layers)], tensors[len(layers) :]
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            losses, logits, saved = schema.perceptrons(inputs, parameters, layers, rectified, target)
+        ctx.shapes = layers, rectified
+        ctx.save_for_backward(saved, target, *tensors)
+        ctx.mark_non_differentiable(losses, logits)
+        ctx.set_materialize_grads(False)
+        return losses.sum(), losses, logits
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        saved, target, *tensors = ctx.saved_tensors
+        layers, rectified = ctx.shapes
+        count = len(layers)
+        inputs, parameters = tensors[:count], tensors[count:]
+        if torch.is_grad_enabled():  # create_graph=True: plain operations, which autograd follows once more
+            total = reference.perceptrons(inputs, parameters, layers, rectified, target)[0].sum()
+            wanted = [t for t, needed in zip(tensors, ctx.needs_input_grad[3:], strict=True) if needed]
+            found = iter(torch.autograd.grad(total, wanted, grad, create_graph=True))
+            return (
+                None,
+                None,
+                None,
+                *(next(found) if needed else None for needed in ctx.needs_input_grad[3:]),
+            )
+        of_inputs = any(ctx.needs_input_grad[3 : 3 + count])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            gradients = schema.perceptrons_backward(
+                grad, inputs, parameters, layers, rectified, saved, of_inputs
+            )
+        return (None, None, None, *([] if of_inputs else [None] * count), *gradients)

@@ -1,0 +1,56 @@
+"""The default unimodal classifier of vectors, sequences and maps under a linear head."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+
+class UnimodalClassifier(nn.Module):
+    """Features → the head's input width → ReLU → outputs, so that the output layer has the head's shape.
+
+    Sequences `[B, T, width]` are averaged over `T`, maps `[B, width, ...]` of four and more dimensions over all
+    positions; with `attention`, one self-attention layer runs over the positions first.
+
+    Args:
+        width: the features' width. A wrong guess is corrected by `fit` at the first forward pass.
+        head: the fusion's output layer, an `nn.Linear` of weight `[C, H]`.
+        attention: let positions attend to each other before they are averaged, as in the paper.
+
+    >>> classifier = UnimodalClassifier(16, nn.Linear(32, 10))
+    >>> classifier(torch.randn(4, 16)).shape, classifier.output.weight.shape
+    (torch.Size([4, 10]), torch.Size([10, 32]))
+    """
+
+    def __init__(self, width: int, head: nn.Linear, *, attention: bool = False) -> None:
+        super().__init__()
+        place = {"device": head.weight.device, "dtype": head.weight.dtype}
+        self.hidden = nn.Linear(width, head.in_features, **place)
+        self.attention = (
+            nn.MultiheadAttention(head.in_features, math.gcd(head.in_features, 4), batch_first=True, **place)
+            if attention
+            else None
+        )
+        self.output = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, **place)
+
+    @property
+    def width(self) -> int:
+        """The width of the features that it expects."""
+        return self.hidden.weight.shape[1]
+
+    def fit(self, width: int) -> None:
+        """Give the first layer another input width, its parameter staying the same object."""
+        self.hidden.in_features = width
+        self.hidden.weight.data = self.hidden.weight.new_empty(self.hidden.out_features, width)
+        self.hidden.reset_parameters()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]` of features `[B, width]`, `[B, T, width]` or `[B, width, ...]`."""
+        positions = features.flatten(2).transpose(1, 2) if features.ndim > 3 else features  # [B, T, width]
+        hidden = self.hidden(positions)
+        if hidden.ndim == 3:
+            if self.attention is not None:
+                hidden = hidden + self.attention(hidden, hidden, hidden, need_weights=False)[0]
+            hidden = hidden.mean(1)  # [B, H]
+        return self.output(hidden.relu())
