@@ -205,6 +205,8 @@ def refused(rank):
             steps(model, optimizer, rank, 2, count=2)
     with pytest.raises(ValueError, match=r"AGM\(\) runs the fusion again"):
         balanced(sharded_model("one dimension"), AGM(), "auto", "sgd")
+    with pytest.raises(ValueError, match="noise=False"):
+        balanced(sharded_model("one dimension"), OGMGE(), "auto", "sgd")
 
 
 def test_what_cannot_work_is_refused_with_the_mend():

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from cggm_ops import batched_cosine, modulate_, scale_, segment_combine_, segment_gram
 
-from .distributed import Groups, is_sharded, local, shard_groups, sum_over_shards, world_size
+from .distributed import Groups, first_ranks_, is_sharded, local, shard_groups, sum_over_shards
 from .policies.base import Application, Policy
 
 Owned = Sequence[tuple[Tensor, int]]  # parameters with the index of their modality
@@ -30,11 +30,6 @@ def choose_application(policy: Policy, apply: str, optimizer: Optimizer) -> Appl
     if apply != "auto" and apply not in choices:
         raise ValueError(
             f"apply must be 'auto' or one of {choices} with {type(policy).__name__}, got {apply!r}"
-        )
-    if policy.noise and world_size() > 1:
-        raise ValueError(
-            "policy: OGMGE(noise=True) would add other noise in every process, and their models would drift apart; "
-            "pass noise=False"
         )
     return choices[0] if apply == "auto" else apply  # type: ignore[return-value]
 
@@ -120,7 +115,7 @@ def deviations(owned: Owned) -> list[Tensor]:
 
 
 def add_noise_(owned: Owned, strengths: Sequence[Tensor]) -> None:
-    """Add Gaussian noise to the encoders' gradients, in place, drawn on their devices.
+    """Add Gaussian noise to the encoders' gradients, in place, drawn on their devices: the first rank's on every rank.
 
     Args:
         owned: the encoders' parameters; their gradients are mutated.
@@ -130,6 +125,7 @@ def add_noise_(owned: Owned, strengths: Sequence[Tensor]) -> None:
     for gradients, numbers in _by_place(numbered).values():
         sigmas = torch.stack([strengths[i] for i in numbers])  # [S]
         noise = [torch.randn_like(gradient) for gradient in gradients]
+        first_ranks_(noise)  # or the processes' models would drift apart
         segment_combine_([gradients], torch.ones_like(sigmas)[:, None], noise=noise, deviations=sigmas)
 
 

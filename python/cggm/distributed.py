@@ -62,6 +62,20 @@ def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def first_ranks_(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by the first rank's, in one collective; mutated.
+
+    Args:
+        tensors: of one device, and of the same number and shapes on every rank.
+    """
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.broadcast(flat, 0)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this is a `DTensor`; where nobody has imported them, which takes a second, there is none.
 

@@ -57,6 +57,11 @@ class MultimodalModel:
                 "policy: AGM() runs the fusion again after the forward pass, when fully_shard() has freed its weights; "
                 "use it with DistributedDataParallel, or take another policy"
             )
+        if policy.noise and self.replicas.sharded:
+            raise ValueError(
+                "policy: OGMGE(noise=True) needs each gradient's own deviation, and of sharded ones every process has a "
+                "part; use it with DistributedDataParallel, or pass noise=False"
+            )
         if policy.reads == "responses":
             self.responses = Responses(self._model, self._head_path, self.modalities, policy.permutations)
         elif policy.reads == "head":
