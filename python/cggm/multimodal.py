@@ -59,8 +59,8 @@ class MultimodalModel:
             )
         if policy.noise and self.replicas.sharded:
             raise ValueError(
-                "policy: OGMGE(noise=True) needs each gradient's own deviation, and of sharded ones every process has a "
-                "part; use it with DistributedDataParallel, or pass noise=False"
+                "policy: OGMGE(noise=True) needs the deviation of whole gradients, of which every process has a part "
+                "here; use it with DistributedDataParallel, or pass noise=False"
             )
         if policy.reads == "responses":
             self.responses = Responses(self._model, self._head_path, self.modalities, policy.permutations)
