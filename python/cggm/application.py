@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby, zip_longest
 
 import torch
 from torch import Tensor
@@ -161,28 +161,30 @@ def modulate_gradients_(
 
 
 def accumulate_(
-    parameters: Sequence[Tensor], sets: Sequence[Sequence[Tensor]], weigh: Callable[[Tensor], Tensor]
+    parameters: Sequence[Sequence[Tensor]],
+    sets: Sequence[Sequence[Sequence[Tensor]]],
+    weigh: Callable[[Tensor], Tensor],
 ) -> None:
     """Add a weighted sum of gradient sets to the parameters' gradients: `grad_s ← grad_s + Σ_k w[s, k] g_k[s]`.
 
     Args:
-        parameters: S of one encoder; their `.grad` is mutated, and where it is None becomes the set's own tensor.
-        sets: one set, which counts as it is, or two; each of S tensors. The first one is mutated.
-        weigh: as `Policy.weigh`: dot products `[S, 2, 2]` to weights `[S, 2]`.
+        parameters: of M encoders; their `.grad` is mutated, and where it is None becomes the set's own tensor.
+        sets: one set, which counts as it is, or two; each of M encoders' tensors. The first one is mutated.
+        weigh: as `Policy.weigh`.
     """
-    ones = torch.ones(len(parameters), 1, dtype=torch.float64, device=sets[0][0].device)
-    weights = weigh(segment_gram(sets)) if len(sets) == 2 else ones  # [S, K]
-    empty = [parameter.grad is None for parameter in parameters]
-    for fresh in set(empty):
-        rows = [i for i, is_empty in enumerate(empty) if is_empty == fresh]
-        chosen = [[one[i] for i in rows] for one in sets]
-        rule = weights
-        if not fresh:
-            chosen.insert(0, [parameters[i].grad for i in rows])
-            rule = torch.cat([ones, weights], 1)
-        segment_combine_(chosen, rule if len(rows) == len(empty) else torch.stack([rule[i] for i in rows]))
-        for i, gradient in zip(rows, chosen[0], strict=True):
-            parameters[i].grad = gradient
+    if len(sets) == 2:
+        # in one go: an encoder with fewer tensors than another one is filled up with empty ones
+        rows = [list(zip_longest(*one, fillvalue=parameters[0][0].new_empty(0))) for one in sets]  # [K][L][M]
+        flat = [list(chain.from_iterable(one)) for one in rows]
+        gram = segment_gram(flat).unflatten(0, (len(rows[0]), len(parameters)))
+        segment_combine_(flat, weigh(gram).flatten(0, 1))
+    pairs = list(zip(chain.from_iterable(parameters), chain.from_iterable(sets[0]), strict=True))
+    present = [(parameter.grad, gradient) for parameter, gradient in pairs if parameter.grad is not None]
+    if present:
+        torch._foreach_add_(*zip(*present, strict=True))
+    for parameter, gradient in pairs:
+        if parameter.grad is None:
+            parameter.grad = gradient
 
 
 def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor) -> Tensor:

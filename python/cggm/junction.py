@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .distributed import world_size
 from .masking import without
-from .parameter_junction import ParameterJunction
+from .parameter_junction import Meeting, ParameterJunction
 from .policies.base import Application, Policy
 
 Meet = Callable[[Tensor, "Tensor | None"], Tensor]
@@ -92,21 +92,24 @@ class Junction:
         return multimodal + unimodal
 
 
-def make_junction(policy: Policy, application: Application, name: str) -> Junction | ParameterJunction:
-    """A modality's junction with the policy's rule, scaling at the features where its coefficients act there.
+def make_junctions(
+    policy: Policy, application: Application, names: Sequence[str]
+) -> list[Junction] | list[ParameterJunction]:
+    """The modalities' junctions with the policy's rule, scaling at the features where its coefficients act there.
 
     Raises:
         ValueError: a rule at the parameters, where several processes train.
     """
     if policy.meets_at == "features":
         scaled = application == "feature" and "coefficients" in policy.places
-        return Junction(None if policy.adds else policy.meet, scaled=scaled)
+        return [Junction(None if policy.adds else policy.meet, scaled=scaled) for _ in names]
     if world_size() > 1:
         raise ValueError(
             "policy: MMPareto() combines the gradients of one process, which no other process would see; with "
             "several processes use FeaturePareto(), the same rule at the encoders' outputs"
         )
-    return ParameterJunction(policy.weigh, name)
+    meeting = Meeting(policy.weigh)
+    return [ParameterJunction(meeting, name) for name in names]
 
 
 @torch.library.custom_op("cggm::coefficient_of", mutates_args=())

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .capture import Capture
 from .distributed import check_parameters
-from .junction import make_junction
+from .junction import make_junctions
 from .masking import ModalityMask
 from .policies.base import Application, Policy
 
@@ -91,10 +91,11 @@ class Modalities:
             None  # the list of which the optimizer has been asked
         )
         self.mask = ModalityMask(policy.dropout, self.names, model) if policy.dropout > 0 else None
-        for name, spec in encoders.items():
+        junctions = make_junctions(policy, application, self.names)
+        for (name, spec), junction in zip(encoders.items(), junctions, strict=True):
             module, selector = spec if isinstance(spec, tuple) else (spec, None)
             self.paths[name], _ = find_module(model, module, f"encoders[{name!r}]")
-            self.captures.append(Capture(name, selector, make_junction(policy, application, name), self.mask))
+            self.captures.append(Capture(name, selector, junction, self.mask))
         self._check_disjoint()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Where the gradients of the two losses meet at an encoder's parameters instead of its output."""
+"""Where the gradients of the two losses meet at the encoders' parameters instead of their outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +13,21 @@ from torch import Tensor, nn
 from .application import accumulate_
 from .masking import without
 
+Weigh = Callable[[Tensor], Tensor]
+
 
 class ParameterJunction:
-    """One encoder's junction: sends the two gradients through the encoder one by one, and combines what they make.
-
-    The encoder's output is cut off the graph. When the one backward pass of the training loop arrives at the
-    cut, two passes run through the encoder from there, and the combination is added to the parameters'
-    gradients: whatever scales the loss scales both alike, and a micro-batch is a batch of its own.
+    """One encoder's junction: cuts its output off the graph, and hands what arrives at the cut to the meeting.
 
     Args:
-        weigh: the rule, as in `Policy.weigh`.
+        meeting: combines the gradients, shared by all encoders.
         name: the modality.
     """
 
     scaled = False  # coefficients act on what the parameters' gradients have become
 
-    def __init__(self, weigh: Callable[[Tensor], Tensor], name: str) -> None:
-        self.weigh = weigh
+    def __init__(self, meeting: Meeting, name: str) -> None:
+        self.meeting = meeting
         self.name = name
 
     @torch.compiler.disable
@@ -47,7 +47,81 @@ class ParameterJunction:
                 f"encoder {self.name!r}: MMPareto() hands no gradient on to what lies before its input, but that wants "
                 "one; name a module that includes it as the encoder, or use FeaturePareto()"
             )
-        return _Cut.apply(output.detach().requires_grad_(), self.weigh, dropped, (output, parameters))
+        return _Cut.apply(output.detach().requires_grad_(), dropped, (self, output, parameters))
+
+
+class Arrival(NamedTuple):
+    """What one backward pass brings to one cut."""
+
+    output: Tensor  # the encoder's, with the graph behind the cut
+    gradients: list[Tensor]  # of the multimodal and the unimodal loss, or of the one that uses this encoder
+    parameters: list[Tensor]  # the encoder's trainable ones
+
+
+Groups = dict[tuple[torch.device, int, int], dict[str, Arrival]]
+
+
+class Meeting:
+    """Sends the two gradients through all encoders one by one, and combines what they make of the parameters.
+
+    Cuts only gather what arrives. At the end of the training loop's one backward pass, two passes run from there
+    through all encoders together, since starting one costs as much as several small layers, and their combination
+    is added to the parameters' gradients: whatever scales the loss scales both alike, and a micro-batch is a batch
+    of its own.
+
+    Args:
+        weigh: the rule, as in `Policy.weigh`.
+    """
+
+    def __init__(self, weigh: Weigh) -> None:
+        self._weigh = weigh
+        self._task = -1  # the backward pass under way
+        self._groups: Groups = {}  # what has arrived in it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_task": -1, "_groups": {}}  # a graph can be neither copied nor pickled
+
+    def add(self, name: str, arrival: Arrival) -> None:
+        """Take in what arrived at a cut, to be combined at the end of this backward pass.
+
+        Together go encoders on one device to which as many losses go back; an encoder that has run more than once
+        makes gradients of its own each time.
+        """
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._groups = {}  # what a backward pass that failed has left
+            self._task = task
+            torch.autograd.Variable._execution_engine.queue_callback(partial(self._finish, self._groups))
+        for run in count():
+            group = self._groups.setdefault((arrival.output.device, len(arrival.gradients), run), {})
+            if name not in group:
+                group[name] = arrival
+                return
+
+    def _finish(self, groups: Groups) -> None:
+        arrived = [list(group.values()) for group in groups.values()]
+        groups.clear()
+        for arrivals in arrived:
+            self._combine(arrivals)
+
+    @torch.no_grad()
+    def _combine(self, arrivals: Sequence[Arrival]) -> None:
+        outputs, gradients, owned = zip(*arrivals, strict=True)
+        parameters = list(chain.from_iterable(owned))
+        incoming = list(zip(*gradients, strict=True))  # of the one loss and of the other
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()  # by the training loop's retain_graph
+        sets: list[list[list[Tensor]]] = []
+        for number, entering in enumerate(incoming, 1):
+            again = kept or number < len(incoming)
+            found = torch.autograd.grad(outputs, parameters, entering, retain_graph=again, allow_unused=True)
+            each = iter(found)
+            sets.append([[g for g in islice(each, len(own)) if g is not None] for own in owned])
+        used = iter(found)
+        trained = [[p for p in own if next(used) is not None] for own in owned]
+        if any(trained):
+            taken = {g.untyped_storage().data_ptr() for g in chain(*incoming, *chain(*sets[1:]))}
+            sets[0] = [_apart(own, taken) for own in sets[0]]
+            accumulate_(trained, sets, self._weigh)
 
 
 class _Cut(torch.autograd.Function):
@@ -55,45 +129,36 @@ class _Cut(torch.autograd.Function):
     def forward(
         ctx: Any,
         leaf: Tensor,
-        weigh: Callable[[Tensor], Tensor],
         dropped: Tensor | None,
-        behind: tuple[Tensor, list[Tensor]],
+        behind: tuple[ParameterJunction, Tensor, list[Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        ctx.weigh, ctx.dropped, ctx.behind = weigh, dropped, behind
+        ctx.dropped, ctx.behind = dropped, behind
         ctx.set_materialize_grads(False)
         return without(leaf, dropped), leaf.view_as(leaf)
 
     @staticmethod
-    def backward(
-        ctx: Any, multimodal: Tensor | None, unimodal: Tensor | None
-    ) -> tuple[None, None, None, None]:
-        output, parameters = ctx.behind
+    def backward(ctx: Any, multimodal: Tensor | None, unimodal: Tensor | None) -> tuple[None, None, None]:
+        junction, output, parameters = ctx.behind
         if multimodal is not None and ctx.dropped is not None:
             multimodal = multimodal.masked_fill(ctx.dropped, 0)
-        incoming = [gradient for gradient in (multimodal, unimodal) if gradient is not None]
-        sets: list[list[Tensor]] = []
-        for number, gradient in enumerate(incoming, 1):
-            found = torch.autograd.grad(
-                output, parameters, gradient, retain_graph=number < len(incoming), allow_unused=True
-            )
-            if number == 1:
-                used = [parameter for parameter, g in zip(parameters, found, strict=True) if g is not None]
-            sets.append([g for g in found if g is not None])
-        if sets and used:
-            if any(parameter.grad is None for parameter in used):
-                sets[0] = _apart(sets[0], [*incoming, *(g for one in sets[1:] for g in one)])
-            accumulate_(used, sets, ctx.weigh)
-        return None, None, None, None
+        gradients = [gradient for gradient in (multimodal, unimodal) if gradient is not None]
+        if gradients:
+            junction.meeting.add(junction.name, Arrival(output, gradients, parameters))
+        return None, None, None
 
 
-def _apart(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients, copied where writing into one would write into something else, or where it has gaps."""
-    seen = {other.untyped_storage().data_ptr() for other in others}
+def _apart(gradients: Sequence[Tensor], taken: set[int]) -> list[Tensor]:
+    """The gradients, copied where writing into one would write into something else, or where it has gaps.
+
+    Args:
+        gradients: to be written into.
+        taken: addresses of what must stay; theirs are added.
+    """
     result = []
     for gradient in gradients:
         storage = gradient.untyped_storage()
-        whole = storage.nbytes() == gradient.numel() * gradient.element_size()
-        own = whole and storage.data_ptr() not in seen
+        address = storage.data_ptr()
+        own = address not in taken and storage.nbytes() == gradient.nbytes
         result.append(gradient if own else gradient.clone(memory_format=torch.contiguous_format))
-        seen.add(storage.data_ptr())
+        taken.add(address)
     return result

@@ -108,10 +108,11 @@ class Policy:
         return getattr(self.meet, "__func__", None) is Policy.meet
 
     def weigh(self, gram: Tensor) -> Tensor:
-        """Weights `[S, 2]` of the multimodal and the unimodal gradient of each of an encoder's S tensors.
+        """Weights `[S, M, 2]` of the multimodal and the unimodal gradient of each of M encoders' S tensors.
 
         Args:
-            gram: `[S, 2, 2]` float64, the two gradients' dot products, tensor by tensor.
+            gram: `[S, M, 2, 2]` float64, the two gradients' dot products, tensor by tensor; zeros where an encoder has
+                fewer tensors.
         """
         raise NotImplementedError
 

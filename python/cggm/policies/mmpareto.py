@@ -26,10 +26,10 @@ def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tens
     >>> pareto_weight(torch.tensor(1.0), torch.tensor(-1.0), torch.tensor(3.0)).round(decimals=4)
     tensor(0.6667)
     """
-    inside = (unimodal - product) / (multimodal + unimodal - 2 * product)
-    shortest = torch.where(product >= unimodal, 0.001, inside)
-    shortest = torch.where(product >= multimodal, 0.999, shortest)
-    return torch.where(product > 0, 0.5, shortest)
+    above, below = unimodal - product, multimodal - product
+    inside = above / (above + below)
+    shortest = inside.masked_fill_(above <= 0, 0.001).masked_fill_(below <= 0, 0.999)
+    return shortest.masked_fill_(product > 0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ class MMPareto(Policy):
         check_range("gamma", self.gamma, 0.0)
 
     def weigh(self, gram: Tensor) -> Tensor:
-        """Weights `[S, 2]`, norm and γ included, from the dot products `[S, 2, 2]` of an encoder's S tensors."""
-        whole = gram.sum(0)  # [2, 2], of all tensors together
-        weight = pareto_weight(whole[0, 0], whole[0, 1], whole[1, 1])
-        weights = torch.stack([2 * weight, 2 - 2 * weight])  # [2]
-        squared = (gram * weights * weights[:, None]).sum((1, 2))  # [S], ‖h‖²
-        plain = gram.sum((1, 2))  # [S], ‖g_m + g_u‖²
-        return self.gamma * _raise(plain, squared).sqrt()[:, None] * weights
+        """Weights `[S, M, 2]`, norm and γ included, from dot products `[S, M, 2, 2]`; M may be missing."""
+        gram = gram.flatten(-2)  # [S, M, 4]
+        multimodal, product, _, unimodal = gram.sum(0).unbind(-1)  # [M], of whole encoders
+        weight = pareto_weight(multimodal, product, unimodal)
+        weights = torch.stack([weight, 1 - weight], -1).mul_(2)  # [M, 2]
+        products = (weights.unsqueeze(-1) * weights.unsqueeze(-2)).flatten(-2)  # [M, 4]
+        raised = _raise(gram.sum(-1), (gram * products).sum(-1))  # [S, M], of ‖g_m + g_u‖² and ‖h‖²
+        return weights * raised.sqrt_().mul_(self.gamma).unsqueeze(-1)
 
 
 def _raise(wanted: Tensor, present: Tensor) -> Tensor:
     """`max(1, wanted / present)`, squared norms; bounded, since exactly opposed gradients leave mere rounding."""
-    floor = (wanted * 1e-10).clamp_min(torch.finfo(wanted.dtype).tiny)
-    return (wanted / torch.maximum(present, floor)).clamp_min(1)
+    return (wanted / present.clamp_min(torch.finfo(present.dtype).tiny)).clamp_(1, 1e10)
 
 
 @dataclass(frozen=True)

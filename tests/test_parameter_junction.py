@@ -1,0 +1,134 @@
+"""Where the two gradients meet at the encoders' parameters: which passes run, and what they add up to."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cggm.policies import MMPareto
+from helpers import SmallModel, backward, batches, small_model, train, wrap
+
+THREE = ("audio", "image", "text")
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def classifiers(modalities=("audio", "image")):
+    torch.manual_seed(3)
+    return {m: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for m in modalities}
+
+
+def combined(sets):
+    """MMPareto's rule on two sets of one encoder's gradients."""
+    rows = [torch.stack([one.flatten(), other.flatten()]).double() for one, other in zip(*sets, strict=True)]
+    weights = MMPareto().weigh(torch.stack([row @ row.T for row in rows]))
+    return [(w @ row).view_as(g).float() for w, row, g in zip(weights, rows, sets[0], strict=True)]
+
+
+def test_two_passes_serve_all_encoders(monkeypatch):
+    model = small_model(THREE)
+    optimizer = wrap(model, policy=MMPareto())
+    passes, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append(len(a[0])) or grad(*a, **k))
+    for number, (inputs, target) in enumerate(batches(2, THREE), 1):
+        backward(model, optimizer, inputs, target)
+        assert passes == [3, 3] * number
+
+
+def test_the_graph_can_be_retained():
+    model = small_model()
+    optimizer = wrap(model, policy=MMPareto())
+    ((inputs, target),) = batches(1)
+    total = optimizer.balance(F.cross_entropy(model(*inputs), target), target)
+    total.backward(retain_graph=True)
+    once = gradients(model)
+    total.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, 2 * once[name])
+
+
+class Twice(SmallModel):
+    """The audio encoder runs on two halves of its input, of which the classifier sees the second."""
+
+    def forward(self, *inputs):
+        halves = [self.encoders["audio"](part) for part in (inputs[0].flip(1), inputs[0])]
+        features = [(halves[0] + halves[1]).tanh(), self.encoders["image"](inputs[1]).tanh()]
+        return self.head(self.fusion(torch.cat(features, 1)))
+
+
+def test_every_run_of_an_encoder_is_combined_by_itself():
+    torch.manual_seed(0)
+    model, own = Twice(("audio", "image")), classifiers()
+    ((inputs, target),) = batches(1)
+    encoder = model.encoders["audio"]
+    parameters = list(encoder.parameters())
+    first, second = encoder(inputs[0].flip(1)), encoder(inputs[0])
+    features = [(first + second).tanh(), model.encoders["image"](inputs[1]).tanh()]
+    loss = F.cross_entropy(model.head(model.fusion(torch.cat(features, 1))), target)
+    unimodal = F.cross_entropy(own["audio"](second), target)
+    arriving = torch.autograd.grad(loss, [first, second], retain_graph=True)
+    plain, multimodal = (
+        torch.autograd.grad(run, parameters, gradient, retain_graph=True)
+        for run, gradient in zip((first, second), arriving, strict=True)
+    )
+    met = combined([multimodal, torch.autograd.grad(unimodal, parameters)])
+    optimizer = wrap(model, policy=MMPareto(), classifiers=own)
+    backward(model, optimizer, inputs, target)
+    for parameter, alone, together in zip(parameters, plain, met, strict=True):
+        torch.testing.assert_close(parameter.grad, alone + together)
+
+
+class Deaf(SmallModel):
+    """The fusion makes nothing of the image, which only its own classifier trains."""
+
+    def forward(self, *inputs):
+        audio, image = (self.encoders[m](x) for m, x in zip(self.modalities, inputs, strict=True))
+        return self.head(self.fusion(torch.cat([audio, torch.zeros_like(image)], 1)))
+
+
+def test_a_gradient_that_comes_alone_counts_as_it_is():
+    torch.manual_seed(0)
+    model, own = Deaf(("audio", "image")), classifiers()
+    model.encoders["image"][0].bias.requires_grad_(False)
+    ((inputs, target),) = batches(1)
+    trained = [p for p in model.encoders["image"].parameters() if p.requires_grad]
+    loss = F.cross_entropy(own["image"](model.encoders["image"](inputs[1])), target)
+    expected = torch.autograd.grad(loss, trained)
+    optimizer = wrap(model, policy=MMPareto(), classifiers=own)
+    backward(model, optimizer, inputs, target)
+    assert model.encoders["image"][0].bias.grad is None
+    torch.testing.assert_close([p.grad for p in trained], list(expected), rtol=0, atol=0)
+
+
+def test_a_backward_pass_that_fails_leaves_nothing_behind():
+    model = small_model()
+    twin = copy.deepcopy(model)
+    optimizer, other = (wrap(m, policy=MMPareto(), classifiers=classifiers()) for m in (model, twin))
+    (failing, batch) = batches(2)
+
+    def refuse(_):
+        raise ArithmeticError("enough")
+
+    handle = model.encoders["audio"][0].weight.register_hook(refuse)
+    with pytest.raises(ArithmeticError, match="enough"):
+        backward(model, optimizer, *failing)
+    handle.remove()
+    for one, wrapper in ((model, optimizer), (twin, other)):
+        wrapper.zero_grad()
+        backward(one, wrapper, *batch)
+    torch.testing.assert_close(gradients(model), gradients(twin), rtol=0, atol=0)
+
+
+def test_a_copy_trains_on_by_itself():
+    model = small_model()
+    optimizer = wrap(model, policy=MMPareto())
+    train(model, optimizer, steps=2)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    for one, wrapper in ((model, optimizer), (twin_model, twin)):
+        wrapper.zero_grad()
+        backward(one, wrapper, *next(batches(1)))
+    torch.testing.assert_close(gradients(model), gradients(twin_model), rtol=0, atol=0)
