@@ -174,7 +174,8 @@ def accumulate_(
     """
     if len(sets) == 2:
         # in one go: an encoder with fewer tensors than another one is filled up with empty ones
-        rows = [list(zip_longest(*one, fillvalue=parameters[0][0].new_empty(0))) for one in sets]  # [K][L][M]
+        empty = next(chain.from_iterable(parameters)).new_empty(0)
+        rows = [list(zip_longest(*one, fillvalue=empty)) for one in sets]  # [K][L][M]
         flat = [list(chain.from_iterable(one)) for one in rows]
         gram = segment_gram(flat).unflatten(0, (len(rows[0]), len(parameters)))
         segment_combine_(flat, weigh(gram).flatten(0, 1))

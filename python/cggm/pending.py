@@ -68,9 +68,9 @@ class PendingStep:
         state = self.balance.state if self.balance is not None else self.state
         if self.state.keys() != state.keys():  # copies: a policy may keep what the statistics show
             self.state = {name: tensor.clone() for name, tensor in state.items()}
-        else:
-            for name, tensor in self.state.items():
-                tensor.copy_(state[name])  # in place: a captured CUDA graph replays onto these addresses
+        elif state:
+            # in place: a captured CUDA graph replays onto these addresses
+            torch._foreach_copy_(list(self.state.values()), [state[name] for name in self.state])
         self.clear()
 
     def remember(self, more: State) -> None:

@@ -45,9 +45,9 @@ def stable_balance(gains: Tensor) -> Tensor:
     modalities = gains.numel()
     gains = gains.clamp_min(0)
     total = gains.sum()
-    share = gains / total.clamp_min(_SMALLEST_GAIN)  # [M], adds up to 1
+    share = gains.div_(total)  # [M], adds up to 1
     largest = modalities / (modalities - 1)
-    return torch.where(total > _SMALLEST_GAIN, torch.rsub(share, largest, alpha=largest), 1.0)
+    return torch.rsub(share, largest, alpha=largest).masked_fill_(total <= _SMALLEST_GAIN, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
