@@ -129,6 +129,23 @@ def test_norm_equalization_by_hand():
     torch.testing.assert_close(NormEqualization().meet(m, torch.zeros_like(m)), m)
 
 
+@pytest.mark.parametrize("rule", [NormEqualization(), FeaturePareto(gamma=1.0)], ids=repr)
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_a_zero_gradient_counts_as_nothing_at_any_scale(rule, scale):
+    torch.manual_seed(0)
+    g = scale * torch.randn(4, 3)
+    torch.testing.assert_close(rule.meet(g, 0 * g), g, rtol=2e-3, atol=0)  # Pareto weighs it 0.001
+    torch.testing.assert_close(rule.meet(0 * g, g), g, rtol=2e-3, atol=0)
+    assert torch.equal(rule.meet(0 * g, 0 * g), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("rule", [NormEqualization(), FeaturePareto()], ids=repr)
+def test_rules_are_differentiable_themselves(rule):
+    torch.manual_seed(0)
+    gradients = torch.randn(4, 3).double().requires_grad_(), torch.randn(4, 3).double().requires_grad_()
+    torch.autograd.gradcheck(rule.meet, gradients)
+
+
 def test_dgl_keeps_the_unimodal_gradient_alone():
     m, u = torch.randn(3, 2), torch.randn(3, 2)
     assert DGL().meet(m, u) is u

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,22 +10,17 @@ from torch import Tensor
 
 from .base import Place, Policy
 
+_NOTHING = 1e-20  # a smaller norm is rounding: the squares in it vanish in float32
 
-def weighted_sum(one: Tensor, other: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """`w_1 · one + w_2 · other` in at least float32, returned in the dtype of `one`.
 
-    Args:
-        one: any shape.
-        other: the same shape.
-        weights: two 0-dimensional tensors, which may exceed the range of half precision.
-    """
-    dtype = torch.promote_types(one.dtype, torch.float32)
-    return (one.to(dtype) * weights[0] + other.to(dtype) * weights[1]).to(one.dtype)
+def widened(gradient: Tensor) -> Tensor:
+    """The gradient in at least float32, where its squares neither overflow nor vanish under loss scaling."""
+    return gradient.float() if gradient.element_size() < 4 else gradient
 
 
 def norm(gradient: Tensor) -> Tensor:
-    """Euclidean norm, 0-dimensional, at least float32; squares neither overflow nor vanish in half precision."""
-    return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+    """Euclidean norm, 0-dimensional, of what is `widened`."""
+    return torch.linalg.vector_norm(gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +42,7 @@ class NormEqualization(Policy):
         """`m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`; not finite where one of the gradients is not."""
         if unimodal is None:
             return multimodal
-        norms = torch.stack([norm(multimodal), norm(unimodal)])  # [2]
-        larger = norms.amax()
-        # a zero gradient stays zero times any finite weight
-        weights = larger / norms.clamp_min((larger * 1e-30).clamp_min(torch.finfo(norms.dtype).tiny))
-        return weighted_sum(multimodal, unimodal, weights.unbind())
+        one, other = widened(multimodal), widened(unimodal)
+        norms = norm(one).clamp_min(_NOTHING), norm(other).clamp_min(_NOTHING)
+        combined = (one / norms[0]).addcdiv_(other, norms[1]).mul_(torch.maximum(*norms))
+        return combined.to(multimodal.dtype)

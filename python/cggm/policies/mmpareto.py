@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Place, Policy, check_range
-from .equalization import norm, weighted_sum
+from .equalization import norm, widened
 
 
 def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tensor:
@@ -108,14 +108,8 @@ class FeaturePareto(Policy):
         """The combined gradient; not finite where one of the two is not."""
         if unimodal is None:
             return multimodal
-        # Unit vectors first: squares of half-precision loss scales would not fit.
-        norms = norm(multimodal), norm(unimodal)
-        larger = torch.maximum(*norms)
-        scale = 1 / torch.where(larger > 0, larger, torch.ones_like(larger))
-        dtype = larger.dtype
-        product = ((multimodal.to(dtype) * scale) * (unimodal.to(dtype) * scale)).sum()
-        weight = pareto_weight((norms[0] * scale) ** 2, product, (norms[1] * scale) ** 2)
-        combined = weighted_sum(multimodal.to(dtype), unimodal.to(dtype), (2 * weight, 2 - 2 * weight))
-        plain = norm(multimodal.to(dtype) + unimodal.to(dtype))
-        raised = _raise((plain * scale) ** 2, (norm(combined) * scale) ** 2).sqrt()
+        one, other = widened(multimodal), widened(unimodal)
+        weight = 2 * pareto_weight(norm(one).square(), (one * other).sum(), norm(other).square())
+        combined = (one * weight).addcmul_(other, 2 - weight)
+        raised = _raise(norm(one + other).square(), norm(combined).square()).sqrt()
         return (combined * (self.gamma * raised)).to(multimodal.dtype)
