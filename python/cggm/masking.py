@@ -23,11 +23,14 @@ class ModalityMask:
     def __init__(self, p: float, names: Sequence[str], model: nn.Module) -> None:
         self.active = True
         self._scale = len(names) / p
-        self._number = {name: i for i, name in enumerate(names)}
+        self._names = tuple(names)
         self._model = model
-        self._drawn: Tensor | None = None  # [B], whom to drop; kept for recomputation by checkpointing
+        self._numbers: Tensor | None = None  # [M, 1, 1], what the draws are compared with
+        self._drawn: dict[
+            str, Tensor
+        ] = {}  # who loses it, bool [B, 1]; kept for recomputation by checkpointing
         self._first: str | None = None  # whose run made the draw
-        self._served: frozenset[str] = frozenset()  # who has used it, in this forward pass
+        self._served: set[str] = set()  # who has used it, in this forward pass
 
     def dropped(self, features: Tensor, name: str, recomputing: bool) -> Tensor | None:
         """Which samples lose this modality, bool `[B, 1, ...]` beside features `[B, ...]`; None while it is off.
@@ -45,28 +48,43 @@ class ModalityMask:
         samples = features.shape[0] if features.ndim else 0
         if recomputing:
             if name == self._first:
-                torch.rand(samples, device=features.device)  # leaves the random numbers as the first run did
+                self._draw(samples, features.device)  # leaves the random numbers as the first run did
         elif not self._served or name in self._served:
-            # u < p falls into one of M equal parts of [0, p): the modality to drop
-            self._drawn = torch.rand(samples, device=features.device).mul_(self._scale).floor_()
-            self._first, self._served = name, frozenset({name})
+            places = self._draw(samples, features.device).floor_()
+            masks = (places == self._numbers_on(features.device)).unbind()  # all at once, for fewer launches
+            self._drawn = dict(zip(self._names, masks, strict=True))
+            self._first, self._served = name, {name}
         else:
-            self._served = self._served | {name}
-        if self._drawn is None or self._drawn.shape[0] != samples:
+            self._served.add(name)
+        dropped = self._drawn.get(name)
+        if dropped is None or dropped.shape[0] != samples:
             raise ValueError(
                 f"encoder {name!r} puts out features {list(features.shape)} beside another encoder's of "
-                f"{None if self._drawn is None else self._drawn.shape[0]} samples; modality dropout needs the samples "
+                f"{None if dropped is None else dropped.shape[0]} samples; modality dropout needs the samples "
                 "in the first dimension of all features"
             )
-        dropped = self._drawn.to(features.device) == self._number[name]  # [B]
-        return dropped.view(-1, *[1] * (features.ndim - 1))
+        dropped = dropped.to(features.device)
+        return dropped if features.ndim == 2 else dropped.view(-1, *[1] * (features.ndim - 1))
+
+    def _draw(self, samples: int, device: torch.device) -> Tensor:
+        """Uniform in `[0, M / p)`, `[B, 1]`: below M it falls into one of M equal parts, the modality to drop."""
+        return torch.empty(samples, 1, device=device).uniform_(0, self._scale)
+
+    def _numbers_on(self, device: torch.device) -> Tensor:
+        """0, ..., M - 1, made once; a traced program makes its own, since it may not keep what it has made."""
+        numbers = self._numbers
+        if numbers is None or numbers.device != device or torch.compiler.is_compiling():
+            numbers = torch.arange(len(self._names), dtype=torch.float32, device=device)[:, None, None]
+            if not torch.compiler.is_compiling():
+                self._numbers = numbers
+        return numbers
 
     def forget(self) -> None:
         """The next encoder that runs makes a new draw."""
-        self._served = frozenset()
+        self._served = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_drawn": None, "_served": frozenset()}
+        return {**self.__dict__, "_numbers": None, "_drawn": {}, "_served": set()}
 
 
 def without(features: Tensor, dropped: Tensor | None) -> Tensor:
