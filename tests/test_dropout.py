@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, UnimodalLosses
+from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, NormEqualization, UnimodalLosses
+from cggm.junction import make_junction
 from helpers import SmallModel, batches, flat, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
@@ -68,6 +69,18 @@ def test_the_draw_changes_from_pass_to_pass_and_follows_the_seed():
     assert not torch.equal(masks[0], masks[2])
 
 
+def test_a_seed_means_one_uniform_number_per_sample():
+    model, _ = make(p=0.6)
+    ((inputs, _),) = batches(1, THREE)
+    torch.manual_seed(3)
+    model(*inputs)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    places = (torch.rand(32) * (3 / 0.6)).floor()  # u < p falls into one of three equal parts of [0, p)
+    assert torch.equal(model.dropped(), torch.stack([places == i for i in range(3)]))
+    assert torch.equal(after, torch.get_rng_state())
+
+
 def test_off_in_evaluation_mode_and_without_gradients():
     model, optimizer = make(p=1.0)
     ((inputs, _),) = batches(1, THREE)
@@ -103,6 +116,31 @@ def test_no_gradient_goes_to_what_was_dropped():
     optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
     for x, dropped in zip(inputs, model.dropped(), strict=True):
         assert torch.equal((x.grad == 0).all(1), dropped)
+
+
+@pytest.mark.parametrize("policy", [UnimodalLosses(), NormEqualization()], ids=repr)
+def test_what_is_dropped_may_be_anything(policy):
+    junction = make_junction(policy, "gradient", "audio")
+    features = torch.tensor([[torch.nan], [1.0]], requires_grad=True)
+    dropped = torch.tensor([[True], [False]])
+    multimodal, unimodal = junction.split(features, dropped, nn.Identity(), ())
+    assert multimodal.tolist() == [[0.0], [1.0]]
+    gradients = [torch.tensor([[torch.inf], [2.0]]), torch.tensor([[0.0], [2.0]])]
+    torch.autograd.backward([multimodal, unimodal], gradients)
+    assert features.grad.tolist() == [[0.0], [4.0]]
+
+
+def test_only_a_rule_or_a_checkpoint_needs_more_than_autograd_does_by_itself():
+    nodes = []
+    for policy in (ModalityDropout(0.5), NormEqualization() + ModalityDropout(0.5)):
+        model, _ = make(policy=policy)
+        ((inputs, _),) = batches(1, THREE)
+        model(*inputs)
+        nodes.append(model.seen[0].grad_fn.name())
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):  # as checkpointing does
+            model(*inputs)
+        nodes.append(model.seen[0].grad_fn.name())
+    assert nodes == ["MaskedFillBackward0", *["_SplitBackward"] * 3]
 
 
 class CheckpointedEncoders(SmallModel):

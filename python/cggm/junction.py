@@ -59,8 +59,8 @@ class Junction:
         The multimodal branch is a copy, zero in the samples that have `dropped` this modality: an in-place activation
         in the fusion then changes neither the classifier's features nor an autograd view.
         """
-        if self.meet is None and not self.scaled and dropped is None:
-            return output.clone(), output  # autograd adds the two gradients up by itself
+        if self.meet is None and not self.scaled and (dropped is None or not _saved_tensors_are_exchanged()):
+            return without(output, dropped), output  # autograd adds the two gradients up by itself
         return _Split.apply(output, self, dropped)
 
     def read(self, coefficient: Tensor) -> None:
@@ -110,6 +110,11 @@ def make_junctions(
         )
     meeting = Meeting(policy.weigh)
     return [ParameterJunction(meeting, name) for name in names]
+
+
+def _saved_tensors_are_exchanged() -> bool:
+    """Whether something repacks what autograd saves: checkpointing would bring back another pass's draw."""
+    return torch.compiler.is_compiling() or bool(torch._C._autograd._top_saved_tensors_default_hooks(False))
 
 
 @torch.library.custom_op("cggm::coefficient_of", mutates_args=())
