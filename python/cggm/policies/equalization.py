@@ -7,20 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from .base import Place, Policy
 
-_NOTHING = 1e-20  # a smaller norm is rounding: the squares in it vanish in float32
-
-
-def widened(gradient: Tensor) -> Tensor:
-    """The gradient in at least float32, where its squares neither overflow nor vanish under loss scaling."""
-    return gradient.float() if gradient.element_size() < 4 else gradient
-
-
-def norm(gradient: Tensor) -> Tensor:
-    """Euclidean norm, 0-dimensional, of what is `widened`."""
-    return torch.linalg.vector_norm(gradient)
+_NOTHING = 1e-20  # a smaller norm counts as zero, as its squares become in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +33,7 @@ class NormEqualization(Policy):
         """`m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`; not finite where one of the gradients is not."""
         if unimodal is None:
             return multimodal
-        one, other = widened(multimodal), widened(unimodal)
-        norms = norm(one).clamp_min(_NOTHING), norm(other).clamp_min(_NOTHING)
-        combined = (one / norms[0]).addcdiv_(other, norms[1]).mul_(torch.maximum(*norms))
-        return combined.to(multimodal.dtype)
+        if multimodal.element_size() < 4:  # in half precision squares do not fit under loss scaling
+            return self.meet(multimodal.float(), unimodal.float()).to(multimodal.dtype)
+        one, other = vector_norm(multimodal).clamp_min(_NOTHING), vector_norm(unimodal).clamp_min(_NOTHING)
+        return (multimodal / one).addcdiv_(unimodal, other).mul_(torch.maximum(one, other))

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from .base import Place, Policy, check_range
-from .equalization import norm, widened
 
 
 def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tensor:
@@ -108,8 +108,10 @@ class FeaturePareto(Policy):
         """The combined gradient; not finite where one of the two is not."""
         if unimodal is None:
             return multimodal
-        one, other = widened(multimodal), widened(unimodal)
-        weight = 2 * pareto_weight(norm(one).square(), (one * other).sum(), norm(other).square())
-        combined = (one * weight).addcmul_(other, 2 - weight)
-        raised = _raise(norm(one + other).square(), norm(combined).square()).sqrt()
-        return (combined * (self.gamma * raised)).to(multimodal.dtype)
+        if multimodal.element_size() < 4:  # in half precision squares do not fit under loss scaling
+            return self.meet(multimodal.float(), unimodal.float()).to(multimodal.dtype)
+        product = (multimodal * unimodal).sum()
+        weight = 2 * pareto_weight(vector_norm(multimodal).square(), product, vector_norm(unimodal).square())
+        combined = (multimodal * weight).addcmul_(unimodal, 2 - weight)
+        raised = _raise(vector_norm(multimodal + unimodal).square(), vector_norm(combined).square()).sqrt()
+        return combined * (self.gamma * raised)
