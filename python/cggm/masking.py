@@ -26,9 +26,8 @@ class ModalityMask:
         self._names = tuple(names)
         self._model = model
         self._numbers: Tensor | None = None  # [M, 1, 1], what the draws are compared with
-        self._drawn: dict[
-            str, Tensor
-        ] = {}  # who loses it, bool [B, 1]; kept for recomputation by checkpointing
+        # Who loses which modality, bool [B, 1]; kept for recomputation by checkpointing.
+        self._drawn: dict[str, Tensor] = {}
         self._first: str | None = None  # whose run made the draw
         self._served: set[str] = set()  # who has used it, in this forward pass
 
