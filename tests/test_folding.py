@@ -5,7 +5,9 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.optim import optimizer as torch_optimizer
 
+from cggm import rules
 from helpers import backward, batches, flat, small_model, train, wrap
 from test_folded import OPTIMIZERS, POLICY, assert_same_training, each_application, pair, prevent
 
@@ -68,6 +70,86 @@ def test_while_a_graph_is_captured_no_step_is_counted_on_the_host(name, folded):
     with mock.patch("cggm.folded._capturing", return_value=True):
         assert optimizer.folded == folded
     assert optimizer.folded
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("AdamW, tensor lr", "adamw_"), ("SGD", "sgd_"), ("SGD, momentum", "sgd_")]
+)
+def test_groups_of_equal_options_take_one_call(name, kernel):
+    counts, runs = [], list(pair(OPTIMIZERS[name], "gradient"))
+    for model, optimizer in runs:
+        train(model, optimizer, steps=2)  # the second one no longer makes momentum buffers
+        first, classifiers = optimizer.param_groups
+        moved = [first["params"].pop() for _ in range(4)]
+        optimizer.add_param_group({**{k: v for k, v in first.items() if k != "params"}, "params": moved})
+        for rate, others in ((None, None), (0.02, None), (0.02, 0.02), (0.03, 0.02)):
+            for group, lr in ((first, rate), (classifiers, others)):
+                if lr is not None and isinstance(group["lr"], torch.Tensor):
+                    group["lr"] = group["lr"].clone().fill_(lr)
+                elif lr is not None:
+                    group["lr"] = lr
+            with mock.patch.object(rules, kernel, wraps=getattr(rules, kernel)) as call:
+                train(model, optimizer, steps=1, seed=7)
+            counts.append(call.call_count)
+    assert counts == [1, 2, 2, 3, 0, 0, 0, 0]
+    assert_same_training(*runs)
+
+
+def test_a_rate_that_changes_in_place_is_read_anew():
+    for fold in (True, False):
+        model = small_model()
+        rate = torch.tensor(0.1)
+        optimizer = wrap(model, torch.optim.SGD(model.parameters(), lr=rate), POLICY, apply="gradient")
+        train(model, optimizer, steps=2)
+        if not fold:
+            prevent(optimizer)
+        rate.zero_()
+        before = flat(model)
+        train(model, optimizer, steps=1)
+        assert torch.equal(flat(model), before)
+
+
+def test_parameters_that_share_memory_are_stepped_by_the_optimizer_itself():
+    model = small_model()
+    model.fusion.bias = torch.nn.Parameter(model.fusion.bias.data)
+    double = torch.nn.Parameter(model.fusion.bias.data)
+    base = torch.optim.SGD([{"params": list(model.parameters())}, {"params": [double]}], lr=0.1)
+    optimizer = wrap(model, base, POLICY, apply="gradient")
+    assert "share memory" in optimizer.folding.refusal()
+    train(model, optimizer, steps=2)
+    double.data = double.data.clone()
+    base.param_groups[1]["params"] = [
+        torch.nn.Parameter(double.data)
+    ]  # other parameters are looked into again
+    assert optimizer.folded
+
+
+def test_the_profiler_sees_both_steps():
+    model = small_model()
+    optimizer = wrap(model, policy=POLICY, apply="gradient")
+    train(model, optimizer, steps=1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(model, optimizer, steps=1)
+    assert optimizer.folded
+    names = [event.name for event in profile.events() if event.name.startswith("Optimizer.step#")]
+    assert names == ["Optimizer.step#CGGMOptimizerWrapper.step", "Optimizer.step#SGD.step"]
+
+
+def test_global_hooks_around_the_step():
+    model = small_model()
+    optimizer = wrap(model, policy=POLICY, apply="gradient")
+    calls = []
+    handle = torch_optimizer.register_optimizer_step_post_hook(
+        lambda each, args, kwargs: calls.append((each, args))
+    )
+    try:
+        train(model, optimizer, steps=1)
+        assert optimizer.folded
+    finally:
+        handle.remove()
+    assert calls == [(optimizer.base, (optimizer.base,)), (optimizer, (optimizer,))]
+    train(model, optimizer, steps=1)
+    assert len(calls) == 2
 
 
 def test_hooks_around_the_step():

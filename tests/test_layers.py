@@ -51,6 +51,7 @@ def test_only_the_optimizers_side_knows_the_operators():
         "evaluation.py",
         "cli.py",
         "folded.py",
+        "rules.py",
         "stepping.py",
         "flat.py",
         "distributed.py",

@@ -7,21 +7,20 @@ wrapped optimizer's own `step`. Which of the two it is, is decided in `Folding.r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.autograd import profiler
+from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from cggm_ops import AdamSettings, Modulation, SGDSettings, adamw_, backend, sgd_
+from cggm_ops import backend
 from cggm_ops.checks import DTYPES, is_dense
 
-Entry = dict[str, Any]  # the optimizer's state of one parameter
-Modulate = Callable[[list[Tensor]], Modulation]  # what applies to these parameters, all on one device
+from .rules import RULES, Entry, Modulate, split
 
 _PLAIN = (nn.Parameter, Tensor)  # no subclass: what is inside a DTensor is for its own optimizer to know
 
@@ -51,9 +50,9 @@ class Folding:
     def refusal(self) -> str | None:
         """Why the optimizer has to take its step itself, in words for people; None where it can be folded."""
         base = self._base
-        if type(base) not in _RULES:
-            return f"{type(base).__name__} is none of {', '.join(rule.__name__ for rule in _RULES)}"
-        if not {"step", "grad_scale", "found_inf"}.isdisjoint(vars(base)):
+        if type(base) not in RULES:
+            return f"{type(base).__name__} is none of {', '.join(rule.__name__ for rule in RULES)}"
+        if not vars(base).keys().isdisjoint(_SET_FROM_OUTSIDE):
             return "a scheduler or scaler was made for the wrapped optimizer and not for the wrapper"
         if base._optimizer_step_pre_hooks or torch_optimizer._global_optimizer_pre_hooks:
             return "a hook runs before the wrapped optimizer's step, and may read gradients"
@@ -76,16 +75,35 @@ class Folding:
         """Take the step; only right after `refusal()` was None.
 
         Args:
-            modulate: called for the parameters that have gradients, group by group and device by device.
+            modulate: called for the parameters that have gradients, by the options of their groups and by device.
         """
 
         def run(base: Optimizer) -> None:
-            entries = iter(self._entries)
-            for group in base.param_groups:
-                _RULES[type(base)](base, group, list(islice(entries, len(group["params"]))), modulate)
+            _, take = RULES[type(base)]
+            for settings, params, grads, entries in self._batches():
+                take(base, settings, params, grads, entries, modulate)
 
-        with torch.no_grad():
-            Optimizer.profile_hook_step(run)(self._base)  # with hooks and label, as the optimizer's own step
+        with torch.no_grad():  # with hooks and label, as the optimizer's own step
+            (Optimizer.profile_hook_step(run) if is_watched(self._base) else run)(self._base)
+
+    def _batches(self) -> Iterator[tuple[Any, list[Tensor], list[Tensor], list[Entry]]]:
+        """What one kernel call takes each: settings, and the parameters with gradients whose groups share them."""
+        settings_of, _ = RULES[type(self._base)]
+        numbers: dict[Any, int] = {}
+        options: list[int] = []
+        for group in self._base.param_groups:
+            number = numbers.setdefault(settings_of(group), len(numbers))
+            options += [number] * len(group["params"])
+        parameters = self._fitting[0]
+        gradients = [p.grad for p in parameters]
+        kinds = [
+            None if gradient is None else (number, parameter.device)
+            for parameter, gradient, number in zip(parameters, gradients, options, strict=True)
+        ]
+        settings = list(numbers)
+        for kind, *lists in split(kinds, parameters, gradients, self._entries):
+            if kind is not None:
+                yield settings[kind[0]], *lists
 
     def _layout_reason(self, parameters: list[Tensor]) -> str | None:
         """Looked into once for the same parameters with the same states; torch keeps the layouts of what it makes."""
@@ -105,15 +123,29 @@ class Folding:
                     continue
                 if tensor.stride() != parameter.stride() or tensor.dtype is not parameter.dtype:
                     return f"the state {name!r} has other strides or another dtype than its parameter"
+        if len({p.data_ptr() for p in parameters if p.numel()}) < sum(p.numel() > 0 for p in parameters):
+            return "two parameters share memory, and have to be stepped one after the other"
         self._fitting = (parameters, entries)
         self._entries = [state.get(p, {}) for p in parameters]
         return None
+
+
+def is_watched(optimizer: Optimizer) -> bool:
+    """Whether anybody sees an optimizer's step: a hook or the profiler, whose label alone takes as long as a kernel."""
+    return bool(
+        profiler._is_profiler_enabled
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or torch_optimizer._global_optimizer_pre_hooks
+        or torch_optimizer._global_optimizer_post_hooks
+    )
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
     return len(one) == len(other) and all(map(is_, one, other))
 
 
+_SET_FROM_OUTSIDE = ("step", "grad_scale", "found_inf")
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
@@ -135,88 +167,3 @@ def _outside(group: dict[str, Any]) -> str | None:
 
 def _capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
-def _having_gradients(
-    group: dict[str, Any], entries: list[Entry]
-) -> tuple[list[Tensor], list[Tensor], list[Entry]]:
-    """The parameters of a group that have gradients, those, and the states."""
-    pairs = zip(group["params"], entries, strict=True)
-    having = [(p, gradient, e) for p, e in pairs if (gradient := p.grad) is not None]
-    params, grads, states = map(list, zip(*having, strict=True)) if having else ([], [], [])
-    return params, grads, states
-
-
-def _parts(kinds: list[Any]) -> Iterator[tuple[Any, Sequence[int]]]:
-    """Each kind with its places in the list: a kernel takes tensors of one device, and all old or all new ones."""
-    distinct = dict.fromkeys(kinds)
-    for kind in distinct:
-        alone = len(distinct) == 1
-        yield kind, range(len(kinds)) if alone else [i for i, other in enumerate(kinds) if other == kind]
-
-
-def _pick(tensors: list[Any], places: Sequence[int]) -> list[Any]:
-    return tensors if len(places) == len(tensors) else [tensors[i] for i in places]
-
-
-def _step_adam(base: Optimizer, group: dict[str, Any], entries: list[Entry], modulate: Modulate) -> None:
-    params, grads, entries = _having_gradients(group, entries)
-    if all(entries):
-        exp_avgs, exp_avg_sqs = [e["exp_avg"] for e in entries], [e["exp_avg_sq"] for e in entries]
-        steps = [e["step"] for e in entries]
-    else:  # torch's own function creates the state of parameters that are new, and gathers
-        lists: list[list[Tensor]] = [[] for _ in range(6)]
-        base._init_group(group, *lists)
-        params, grads, exp_avgs, exp_avg_sqs, _, steps = lists
-    settings = AdamSettings(
-        lr=float(group["lr"]),
-        betas=group["betas"],
-        eps=group["eps"],
-        weight_decay=float(group["weight_decay"]),
-        decoupled=group["decoupled_weight_decay"],
-        maximize=group["maximize"],
-    )
-    for _, places in _parts([parameter.device for parameter in params]):
-        part = _pick(params, places)
-        adamw_(
-            part,
-            _pick(grads, places),
-            exp_avgs=_pick(exp_avgs, places),
-            exp_avg_sqs=_pick(exp_avg_sqs, places),
-            steps=_pick(steps, places),
-            settings=settings,
-            modulation=modulate(part),
-        )
-
-
-def _step_sgd(base: Optimizer, group: dict[str, Any], entries: list[Entry], modulate: Modulate) -> None:
-    params, grads, entries = _having_gradients(group, entries)
-    buffers = [e.get("momentum_buffer") for e in entries] if group["momentum"] != 0 else []
-    settings = SGDSettings(
-        lr=float(group["lr"]),
-        momentum=group["momentum"],
-        dampening=group["dampening"],
-        weight_decay=float(group["weight_decay"]),
-        nesterov=group["nesterov"],
-        maximize=group["maximize"],
-    )
-    new = [buffer is None for buffer in buffers] or [False] * len(
-        params
-    )  # there are no buffers without momentum
-    for (_, first), places in _parts([(p.device, n) for p, n in zip(params, new, strict=True)]):
-        part = _pick(params, places)
-        momenta = [torch.empty_like(p) for p in part] if first else _pick(buffers, places) if buffers else []
-        sgd_(
-            part,
-            _pick(grads, places),
-            momentum_buffers=momenta,
-            settings=settings,
-            modulation=modulate(part),
-            first=first,
-        )
-        if first:
-            for parameter, momentum in zip(part, momenta, strict=True):
-                base.state[parameter]["momentum_buffer"] = momentum
-
-
-_RULES = {AdamW: _step_adam, Adam: _step_adam, SGD: _step_sgd}

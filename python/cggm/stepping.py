@@ -17,6 +17,8 @@ from .pending import PendingStep
 from .policies.base import Application, Policy
 from .wrapped import WrappedOptimizer
 
+_NONE = Modulation()
+
 
 class Stepping:
     """Steps the wrapped optimizer with the coefficients of the pending step, and clips on the way.
@@ -110,7 +112,7 @@ class Stepping:
 
         def modulate(parameters: list[Tensor]) -> Modulation:
             if grad_scale is None and update_scale is None:
-                return Modulation()
+                return _NONE
             device = parameters[0].device
             return Modulation(
                 owner=[owner.get(id(p), modalities) for p in parameters],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
 
-from .folded import Folding
+from .folded import Folding, is_watched
 
 # Optimizers that cannot drive the classifiers' parameters, and what to do instead.
 _REFUSED = {
@@ -54,6 +56,17 @@ class WrappedOptimizer(Optimizer):
             setattr(self, table, OrderedDict())
         self._warned_capturable_if_run_uncaptured = True
         self._patch_step_function()  # step hooks and the profiler's label
+
+    @staticmethod
+    def profile_hook_step(step: Callable[..., Any]) -> Callable[..., Any]:
+        """torch's own, which puts hooks and label around `step`, left out where nobody sees them."""
+        hooked = Optimizer.profile_hook_step(step)
+
+        @wraps(step)
+        def stepped(self: WrappedOptimizer, *arguments: Any, **named: Any) -> Any:
+            return (hooked if is_watched(self) else step)(self, *arguments, **named)
+
+        return stepped
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
