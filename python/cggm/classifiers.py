@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .evaluation import Evaluation, evaluate
 from .map_classifier import UnimodalMapClassifier
+from .modalities import submodule
 from .tasks import Task
 from .unimodal_classifier import UnimodalClassifier
 
@@ -59,7 +60,7 @@ class UnimodalClassifiers(nn.Module):
 
     def output_weights(self) -> list[Tensor]:
         """The M output layers' weights, each of the head's shape."""
-        return [self.get_submodule(path).weight for path in self._outputs]
+        return [submodule(self, path).weight for path in self._outputs]
 
 
 def _check_width(name: str, classifier: nn.Module, features: Tensor, fit: bool) -> None:

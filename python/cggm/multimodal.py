@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
 from .distributed import ClassifierReplicas
 from .head_split import HeadSplit
-from .modalities import Modalities, find_module, unwrap
+from .modalities import Modalities, find_module, submodule, unwrap
 from .policies.base import Application, Policy
 from .responses import Attribution, Responses
 
@@ -70,7 +70,7 @@ class MultimodalModel:
     @property
     def head_weight(self) -> Tensor:
         """The head's weight, `[C, H]`."""
-        return self._model.get_submodule(self._head_path).weight
+        return submodule(self._model, self._head_path).weight
 
     def head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of the head's weight and of the classifiers' output weights, each of the head's shape.

@@ -75,7 +75,7 @@ class PendingStep:
 
     def remember(self, more: State) -> None:
         """Have the policy's next state hold further tensors."""
-        if self.balance is not None:
+        if more and self.balance is not None:
             self.balance = self.balance._replace(state={**self.balance.state, **more})
 
     def _propose(self) -> None:
