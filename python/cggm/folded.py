@@ -72,7 +72,7 @@ class Folding:
         return self._layout_reason(parameters)
 
     def step(self, modulate: Modulate) -> None:
-        """Take the step; only right after `refusal()` was None.
+        """Take the step, without gradients enabled; only right after `refusal()` was None.
 
         Args:
             modulate: called for the parameters that have gradients, by the options of their groups and by device.
@@ -83,8 +83,9 @@ class Folding:
             for settings, params, grads, entries in self._batches():
                 take(base, settings, params, grads, entries, modulate)
 
-        with torch.no_grad():  # with hooks and label, as the optimizer's own step
-            (Optimizer.profile_hook_step(run) if is_watched(self._base) else run)(self._base)
+        if is_watched(self._base):  # with hooks and label, as the optimizer's own step
+            run = Optimizer.profile_hook_step(run)
+        run(self._base)
 
     def _batches(self) -> Iterator[tuple[Any, list[Tensor], list[Tensor], list[Entry]]]:
         """What one kernel call takes each: settings, and the parameters with gradients whose groups share them."""

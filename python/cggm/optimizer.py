@@ -161,11 +161,11 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         Raises:
             RuntimeError: `balance()` was called, but its loss has not gone backward.
         """
-        self._modulate(wait=False)
+        with torch.no_grad():
+            self._modulate(wait=False)
 
-    @torch.no_grad()
     def _modulate(self, wait: bool) -> bool:
-        """`modulate()`; with `wait` the step scales the gradients if it can. Whether it is to do so."""
+        """`modulate()`, without gradients enabled; with `wait` the step scales them if it can. Whether it is to."""
         if self._pending.balance is None or self._pending.modulated:
             return False
         owned = self._model.modalities.with_gradients(self._pending.backward_ran, self.base)
@@ -193,7 +193,9 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             closure: re-evaluates the model, calling `balance()` and `backward()`, and returns the loss.
         """
         if closure is None:
-            result = self._stepping.step(self._pending, self._modulate(wait=True))
+            with torch.no_grad():  # around the wrapped optimizer's own step it would be seen by hooks
+                folded = self._stepping.step_folded(self._pending, self._modulate(wait=True))
+            result = None if folded else self._stepping.step_unfolded(self._pending, None, None)
         else:
             result = self._stepping.step_unfolded(self._pending, closure, self.modulate)
         if self._pending.balance is not None:

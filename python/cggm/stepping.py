@@ -44,8 +44,8 @@ class Stepping:
         acts = self._application == "gradient" and "coefficients" in policy.places
         return acts and not policy.noise and self._folding.refusal() is None
 
-    def step(self, pending: PendingStep, waits: bool) -> Any:
-        """Take a step, in the one way or the other, once the gradients are modulated.
+    def step_folded(self, pending: PendingStep, waits: bool) -> bool:
+        """Take a step by the kernels where it can be folded, once the gradients are modulated; whether it was.
 
         Args:
             pending: its coefficients, if any.
@@ -55,8 +55,9 @@ class Stepping:
         updates = coefficients if self._application == "update" else None
         wanted = coefficients is not None or self._optimizer.max_norm is not None
         if waits or (wanted and self._folding.refusal() is None):
-            return self._step_folded(coefficients if waits else None, updates)
-        return self.step_unfolded(pending, None, None)
+            self._fold(coefficients if waits else None, updates)
+            return True
+        return False
 
     def step_unfolded(
         self,
@@ -99,7 +100,7 @@ class Stepping:
         parameters = (p for group in self._optimizer.param_groups for p in group["params"])
         return [p for p in parameters if p.grad is not None and id(p) not in own]
 
-    def _step_folded(self, coefficients: Tensor | None, updates: Tensor | None) -> None:
+    def _fold(self, coefficients: Tensor | None, updates: Tensor | None) -> None:
         """Scales are tables `[M + 1]`: one entry per modality, and one for the rest of the model."""
         owner = self._owner()
 
