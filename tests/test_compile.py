@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from cggm import CGGM, UnimodalLosses
+from cggm.modalities import submodule
 from helpers import batches, flat, small_model, wrap
 
 POLICIES = {
@@ -120,3 +121,13 @@ def test_the_papers_double_backward_cannot_go_through_a_compiled_head():
 def test_inductor():
     results = trained("stable", "feature", lambda m: torch.compile(m, fullgraph=True), steps=3)
     torch.testing.assert_close(results, trained("stable", "feature", steps=3), rtol=1e-3, atol=1e-4)
+
+
+def test_modules_are_found_by_name_behind_a_compiled_one():
+    model = small_model()
+    model.encoders["image"] = torch.compile(model.encoders["image"])
+    model.encoders["nothing"] = torch.nn.Sequential()
+    for path in ("head", "encoders.audio.2", "encoders.image", "encoders.image.0", "encoders.nothing"):
+        assert submodule(model, path) is model.get_submodule(path)
+    with pytest.raises(AttributeError, match="nowhere"):
+        submodule(model, "encoders.nowhere")
