@@ -95,6 +95,15 @@ def test_groups_of_equal_options_take_one_call(name, kernel):
     assert_same_training(*runs)
 
 
+def test_fused_groups_stay_apart_for_their_counters_may_lie_on_the_device():
+    model = small_model()
+    groups = [{"params": [*model.encoders.parameters()], "fused": True}, {"params": model.head.parameters()}]
+    optimizer = wrap(model, torch.optim.AdamW(groups), POLICY, apply="gradient")
+    with mock.patch.object(rules, "adamw_", wraps=rules.adamw_) as call:
+        train(model, optimizer, steps=1)
+    assert call.call_count == 2
+
+
 def test_a_rate_that_changes_in_place_is_read_anew():
     for fold in (True, False):
         model = small_model()

@@ -93,7 +93,8 @@ class Folding:
         numbers: dict[Any, int] = {}
         options: list[int] = []
         for group in self._base.param_groups:
-            number = numbers.setdefault(settings_of(group), len(numbers))
+            key = settings_of(group), bool(group.get("fused"))  # a fused Adam counts its steps on the device
+            number = numbers.setdefault(key, len(numbers))
             options += [number] * len(group["params"])
         parameters = self._fitting[0]
         gradients = [p.grad for p in parameters]
@@ -101,7 +102,7 @@ class Folding:
             None if gradient is None else (number, parameter.device)
             for parameter, gradient, number in zip(parameters, gradients, options, strict=True)
         ]
-        settings = list(numbers)
+        settings = [each for each, _ in numbers]
         for kind, *lists in split(kinds, parameters, gradients, self._entries):
             if kind is not None:
                 yield settings[kind[0]], *lists
