@@ -61,9 +61,7 @@ def find_module(model: nn.Module, module: str | nn.Module, argument: str) -> tup
 def submodule(model: nn.Module, path: str) -> nn.Module:
     """What `model.get_submodule(path)` returns, in a fifth of the time; every step asks for some."""
     for name in path.split("."):
-        found = model._modules.get(
-            name
-        )  # not there: behind a wrapper, such as torch.compile's, that passes names on
+        found = model._modules.get(name)  # None behind a wrapper that passes names on, such as torch.compile's
         model = getattr(model, name) if found is None else found
     return model
 
