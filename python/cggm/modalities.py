@@ -61,7 +61,7 @@ def find_module(model: nn.Module, module: str | nn.Module, argument: str) -> tup
 def submodule(model: nn.Module, path: str) -> nn.Module:
     """What `model.get_submodule(path)` returns, in a fifth of the time; every step asks for some."""
     for name in path.split("."):
-        found = model._modules.get(name)  # None behind a wrapper that passes names on, such as torch.compile's
+        found = model._modules.get(name)  # None behind torch.compile's wrapper, which passes names on
         model = getattr(model, name) if found is None else found
     return model
 
