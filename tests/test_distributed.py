@@ -144,13 +144,41 @@ def test_rules_over_a_ranks_own_samples_keep_the_models_alike():
         assert all(torch.equal(results[0][name][key], value) for key, value in results[1][name].items())
 
 
-def refused(rank):
-    with pytest.raises(ValueError, match="use FeaturePareto"):
-        balanced(small_model(), MMPareto(), "auto")
+PARAMETER_LEVEL = {"mmpareto": MMPareto(), "both": MMPareto() + CGGM(smoothing=0.3)}
 
 
-def test_a_method_of_one_process_is_refused():
-    processes.run(refused, 2)
+def combined_at_parameters(rank):
+    results = {}
+    for name, policy in PARAMETER_LEVEL.items():
+        made = in_order("wrapped before", policy, "auto", find_unused_parameters=True)
+        results[name] = steps(*made, share(rank))
+        made = in_order("wrapped before", policy, "auto", find_unused_parameters=True)
+        results[name, "accumulated"] = steps(*made, share(rank, parts=2))
+    model = small_model()
+    reducers = [
+        model,
+        DistributedDataParallel(model),
+        DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True),
+    ]
+    for run in reducers:
+        with pytest.raises(ValueError, match=r"find_unused_parameters=True\), or use FeaturePareto"):
+            balanced(run, MMPareto(), "auto")
+        assert not hasattr(model, "unimodal_classifiers")
+    return results
+
+
+@pytest.fixture(scope="module")
+def at_parameters():
+    return processes.run(combined_at_parameters, 2)
+
+
+@pytest.mark.parametrize("name", PARAMETER_LEVEL)
+def test_gradients_combined_at_the_parameters_are_those_of_the_joined_batch(at_parameters, name):
+    same_on_all_and_as_alone(
+        [rank[name] for rank in at_parameters], PARAMETER_LEVEL[name], "auto", rtol=1e-4, atol=2e-5
+    )
+    one, other = (rank[name, "accumulated"] for rank in at_parameters)
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def accumulated(rank, order, apply):

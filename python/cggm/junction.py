@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .distributed import world_size
 from .masking import without
 from .parameter_junction import Meeting, ParameterJunction
 from .policies.base import Application, Policy
@@ -95,19 +94,10 @@ class Junction:
 def make_junctions(
     policy: Policy, application: Application, names: Sequence[str]
 ) -> list[Junction] | list[ParameterJunction]:
-    """The modalities' junctions with the policy's rule, scaling at the features where its coefficients act there.
-
-    Raises:
-        ValueError: a rule at the parameters, where several processes train.
-    """
+    """The modalities' junctions with the policy's rule, scaling at the features where its coefficients act there."""
     if policy.meets_at == "features":
         scaled = application == "feature" and "coefficients" in policy.places
         return [Junction(None if policy.adds else policy.meet, scaled=scaled) for _ in names]
-    if world_size() > 1:
-        raise ValueError(
-            "policy: MMPareto() combines the gradients of one process, which no other process would see; with "
-            "several processes use FeaturePareto(), the same rule at the encoders' outputs"
-        )
     meeting = Meeting(policy.weigh)
     return [ParameterJunction(meeting, name) for name in names]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
-from .distributed import ClassifierReplicas
 from .head_split import HeadSplit
 from .modalities import Modalities, find_module, submodule, unwrap
 from .policies.base import Application, Policy
+from .replicas import ClassifierReplicas
 from .responses import Attribution, Responses
 
 
@@ -57,6 +57,8 @@ class MultimodalModel:
                 "policy: AGM() runs the fusion again after the forward pass, when fully_shard() has freed its weights; "
                 "use it with DistributedDataParallel, or take another policy"
             )
+        if policy.meets_at == "parameters":
+            self.replicas.check_gradients_apart()
         if policy.noise and self.replicas.sharded:
             raise ValueError(
                 "policy: OGMGE(noise=True) needs the deviation of whole gradients, of which every process has a part "

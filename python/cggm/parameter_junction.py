@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .application import accumulate_
+from .distributed import average_over_ranks_
 from .masking import without
 
 Weigh = Callable[[Tensor], Tensor]
@@ -121,6 +122,8 @@ class Meeting:
         if any(trained):
             taken = {g.untyped_storage().data_ptr() for g in chain(*incoming, *chain(*sets[1:]))}
             sets[0] = [_apart(own, taken) for own in sets[0]]
+            for one in sets:  # nothing else does it for gradients that are made here
+                average_over_ranks_(list(chain.from_iterable(one)))
             accumulate_(trained, sets, self._weigh)
 
 

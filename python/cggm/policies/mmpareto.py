@@ -42,8 +42,9 @@ class MMPareto(Policy):
     tensor are those of its released script.)
 
     Two backward passes run through the encoders instead of one, inside the one `loss.backward()`. With gradient
-    accumulation each micro-batch is a batch of its own. What lies before an encoder's input gets no gradient, and
-    several processes are refused; `FeaturePareto` has neither limit and costs one pass.
+    accumulation each micro-batch is a batch of its own. What lies before an encoder's input gets no gradient.
+    Several processes average both gradients, which takes `DistributedDataParallel(model, find_unused_parameters=True)`.
+    `FeaturePareto` has neither limit and costs one pass.
 
     Args:
         gamma: γ, `>= 0`.
