@@ -139,7 +139,7 @@ def all_finite(scores: Tensor) -> Tensor:
     >>> all_finite(torch.tensor([1.0, -2.0])), all_finite(torch.tensor([1.0, float("inf")]))
     (tensor(True), tensor(False))
     """
-    return torch.linalg.vector_norm(scores, math.inf) < math.inf  # the largest; NaN is less than nothing
+    return torch.linalg.vector_norm(scores, math.inf) < math.inf  # the largest; NaN is not below infinity
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
