@@ -56,7 +56,7 @@ def test_adamw(benchmark, dtype, tensors, elements, modalities):
             params, grads, exp_avgs, exp_avg_sqs, [], steps, amsgrad=False, maximize=False, **options
         )
 
-    def ours():
+    def ours(modulation=modulation):
         state = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps}
         adamw_(params, grads, **state, settings=settings, modulation=modulation)
 
@@ -65,6 +65,7 @@ def test_adamw(benchmark, dtype, tensors, elements, modalities):
         benchmark,
         ours,
         {
+            "ours without modulation": lambda: ours(Modulation()),
             "fused without modulation": fused,
             "foreach mul + fused": lambda: (scale_by_foreach(grads, modalities), fused()),
             "loop + fused": lambda: (scale_by_loop(grads, coefficients), fused()),
