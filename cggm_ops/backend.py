@@ -110,6 +110,8 @@ def _default(kind: str) -> str:
 def _register(library: torch.library.Library, name: str, kind: str) -> None:
     """Put an implementation in Python in the place of the one for a type of device."""
     for op, definition in schema.DEFINITIONS.items():
+        if name == "triton" and op in schema.CPU_ONLY:
+            continue
         function = definition if name == "reference" else _in_triton(op)
         with warnings.catch_warnings():  # replacing what is there is the purpose
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")

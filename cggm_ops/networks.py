@@ -70,24 +70,22 @@ class _Perceptrons(torch.autograd.Function):
         return losses.sum(), losses, logits
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         saved, target, *tensors = ctx.saved_tensors
         layers, rectified = ctx.shapes
         count = len(layers)
-        inputs, parameters = tensors[:count], tensors[count:]
+        needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # create_graph=True: plain operations, which autograd follows once more
-            total = reference.perceptrons(inputs, parameters, layers, rectified, target)[0].sum()
-            wanted = [t for t, needed in zip(tensors, ctx.needs_input_grad[3:], strict=True) if needed]
-            found = iter(torch.autograd.grad(total, wanted, grad, create_graph=True))
-            return (
-                None,
-                None,
-                None,
-                *(next(found) if needed else None for needed in ctx.needs_input_grad[3:]),
-            )
-        of_inputs = any(ctx.needs_input_grad[3 : 3 + count])
+            apart = [t.view_as(t) for t in tensors]  # one may occur twice, or depend on another
+            losses, *_ = reference.perceptrons(apart[:count], apart[count:], layers, rectified, target)
+            wanted = [t for t, need in zip(apart, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(losses.sum(), wanted, grad, create_graph=True))
+            return (None, None, None, *(next(found) if need else None for need in needed))
+        of_inputs = any(needed[:count])
         with torch._C._AutoDispatchBelowADInplaceOrView():
             gradients = schema.perceptrons_backward(
-                grad, inputs, parameters, layers, rectified, saved, of_inputs
+                grad, tensors[:count], tensors[count:], layers, rectified, saved, of_inputs
             )
         return (None, None, None, *([] if of_inputs else [None] * count), *gradients)

@@ -16,6 +16,7 @@ from cggm_ops import reference
 
 NAMESPACE = "cggm_ops"
 DEFINITIONS: dict[str, Callable[..., Any]] = {}  # the default implementation of each operator
+CPU_ONLY = ("perceptrons", "perceptrons_backward")  # no kernel elsewhere: the definition serves
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 

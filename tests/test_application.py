@@ -127,6 +127,25 @@ def test_statistics_that_were_kept_do_not_change_later():
     assert torch.equal(kept, before)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LookingBack(Policy):
+    """Keeps the scores of two steps, the one tensor under both names."""
+
+    def balance(self, scores, state):
+        ones = torch.ones_like(scores)
+        return Balance(ones, ones, {"last": scores, "before": state.get("last", scores)})
+
+
+def test_a_state_may_move_from_one_name_to_another():
+    model = small_model()
+    optimizer = wrap(model, policy=LookingBack())
+    for _ in range(3):
+        before = optimizer.statistics["scores"] if optimizer._pending.state else None
+        train(model, optimizer, steps=1)
+    assert torch.equal(optimizer._pending.state["last"], optimizer.statistics["scores"])
+    assert torch.equal(optimizer._pending.state["before"], before)
+
+
 def test_statistics_before_the_first_step_say_so():
     with pytest.raises(KeyError, match="no balanced step"):
         wrap(small_model()).statistics["scores"]

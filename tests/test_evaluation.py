@@ -36,6 +36,13 @@ def with_own_forward():
     return layer
 
 
+def with_plain_weight(layer):
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
+    return layer
+
+
 def layers(*more, first=()):
     return nn.Sequential(*first, nn.Linear(4, 8), *more, nn.Linear(8, 3))
 
@@ -61,6 +68,7 @@ MODULES = {
     "hook on a layer": lambda: nn.Sequential(hooked(nn.Linear(4, 3), "register_forward_pre_hook")),
     "backward hook": lambda: nn.Sequential(hooked(nn.Linear(4, 3), "register_full_backward_hook")),
     "double": lambda: nn.Linear(4, 3).double(),
+    "plain attribute": lambda: with_plain_weight(nn.Linear(4, 3)),
     "large": lambda: nn.Sequential(nn.Linear(4, 70_000), nn.ReLU(), nn.Linear(70_000, 3)),
 }
 
@@ -104,6 +112,20 @@ def test_every_classifier_gives_its_own_losses_outputs_and_gradients(name, calls
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.to(other.dtype), other, rtol=1e-5, atol=1e-6)
     assert len(calls) == (name in KERNEL)
+
+
+def test_classifiers_of_different_outputs_run_as_modules(calls):
+    classifiers, features = [nn.Linear(4, 3), nn.Linear(4, 5)], [torch.randn(16, 4) for _ in range(2)]
+    losses = evaluate(classifiers, features, Classification(), TARGET).losses
+    wanted = [F.cross_entropy(c(x), TARGET) for c, x in zip(classifiers, features, strict=True)]
+    torch.testing.assert_close(losses, torch.stack(wanted).detach())
+    assert not calls
+
+
+def test_few_rows_do_not_make_a_large_classifier_small(calls):
+    classifier = nn.Sequential(nn.Linear(4, 40_000), nn.ReLU(), nn.Linear(40_000, 3))
+    evaluate([classifier], [torch.randn(1, 4)], Classification(), TARGET[:1])
+    assert not calls
 
 
 def test_one_that_does_not_fit_takes_the_others_along(calls):

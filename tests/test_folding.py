@@ -5,9 +5,11 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
 from cggm import rules
+from cggm.folded import Folding
 from helpers import backward, batches, flat, small_model, train, wrap
 from test_folded import OPTIMIZERS, POLICY, assert_same_training, each_application, pair, prevent
 
@@ -116,6 +118,15 @@ def test_a_rate_that_changes_in_place_is_read_anew():
         before = flat(model)
         train(model, optimizer, steps=1)
         assert torch.equal(flat(model), before)
+
+
+def test_parameters_that_overlap_in_different_groups_are_left_to_the_wrapped_optimizer():
+    memory = torch.randn(12)
+    parts = [nn.Parameter(memory[:8]), nn.Parameter(memory[4:])]
+    base = torch.optim.SGD([{"params": [part]} for part in parts], lr=0.1)
+    for part in parts:
+        part.grad = torch.ones(8)
+    assert "share memory" in Folding(base).refusal()
 
 
 def test_parameters_that_share_memory_are_stepped_by_the_optimizer_itself():

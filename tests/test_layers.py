@@ -49,6 +49,7 @@ def test_only_the_optimizers_side_knows_the_operators():
         "application.py",
         "direction.py",
         "evaluation.py",
+        "parameter_junction.py",
         "cli.py",
         "folded.py",
         "rules.py",

@@ -1,6 +1,8 @@
 """Where the two gradients meet at the encoders' parameters: which passes run, and what they add up to."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -121,6 +123,39 @@ def test_a_backward_pass_that_fails_leaves_nothing_behind():
         wrapper.zero_grad()
         backward(one, wrapper, *batch)
     torch.testing.assert_close(gradients(model), gradients(twin), rtol=0, atol=0)
+
+
+def test_a_backward_pass_that_fails_halfway_keeps_no_graph_alive():
+    model = small_model()
+    optimizer, outputs = wrap(model, policy=MMPareto()), []
+    model.encoders["image"].register_forward_hook(lambda *a: outputs.append(weakref.ref(a[2])), prepend=True)
+
+    def refuse(gradient):
+        raise ArithmeticError("enough")
+
+    def fail_after_the_first_cut():
+        ((inputs, target),) = batches(1)
+        audio, image = (encoder(x) for encoder, x in zip(model.encoders.values(), inputs, strict=True))
+        audio.register_hook(refuse)  # the image's cut comes first
+        hidden = model.fusion(torch.cat([audio.relu(), image.relu()], 1)).relu()
+        optimizer.balance(F.cross_entropy(model.head(hidden), target), target).backward()
+
+    with pytest.raises(ArithmeticError, match="enough"):
+        fail_after_the_first_cut()
+    optimizer.zero_grad()
+    gc.collect()
+    assert len(outputs) == 1
+    assert outputs[0]() is None
+
+
+def test_weights_of_another_shape_are_refused():
+    class Old(MMPareto):
+        def weigh(self, gram):
+            return torch.ones(len(gram), 2, dtype=gram.dtype)
+
+    model = small_model()
+    with pytest.raises(ValueError, match=r"weigh\(\) must return weights \[S, M, 2\]"):
+        train(model, wrap(model, policy=Old()), steps=1)
 
 
 def test_a_copy_trains_on_by_itself():

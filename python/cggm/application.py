@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, groupby, zip_longest
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cggm_ops import batched_cosine, modulate_, scale_, segment_combine_, segment_gram
+from cggm_ops import batched_cosine, modulate_, scale_, segment_combine_
 
 from .distributed import Groups, first_ranks_, is_sharded, local, shard_groups, sum_over_shards
 from .policies.base import Application, Policy
@@ -158,34 +158,6 @@ def modulate_gradients_(
         add_noise_(owned, strengths)
         measured.pop("grad_norms", None)  # of before the noise
     return measured
-
-
-def accumulate_(
-    parameters: Sequence[Sequence[Tensor]],
-    sets: Sequence[Sequence[Sequence[Tensor]]],
-    weigh: Callable[[Tensor], Tensor],
-) -> None:
-    """Add a weighted sum of gradient sets to the parameters' gradients: `grad_s ← grad_s + Σ_k w[s, k] g_k[s]`.
-
-    Args:
-        parameters: of M encoders; their `.grad` is mutated, and where it is None becomes the set's own tensor.
-        sets: one set, which counts as it is, or two; each of M encoders' tensors. The first one is mutated.
-        weigh: as `Policy.weigh`.
-    """
-    if len(sets) == 2:
-        # in one go: an encoder with fewer tensors than another one is filled up with empty ones
-        empty = next(chain.from_iterable(parameters)).new_empty(0)
-        rows = [list(zip_longest(*one, fillvalue=empty)) for one in sets]  # [K][L][M]
-        flat = [list(chain.from_iterable(one)) for one in rows]
-        gram = segment_gram(flat).unflatten(0, (len(rows[0]), len(parameters)))
-        segment_combine_(flat, weigh(gram).flatten(0, 1))
-    pairs = list(zip(chain.from_iterable(parameters), chain.from_iterable(sets[0]), strict=True))
-    present = [(parameter.grad, gradient) for parameter, gradient in pairs if parameter.grad is not None]
-    if present:
-        torch._foreach_add_(*zip(*present, strict=True))
-    for parameter, gradient in pairs:
-        if parameter.grad is None:
-            parameter.grad = gradient
 
 
 def head_cosines(fusion: Tensor | None, unimodal: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from cggm_ops import missing_reason, perceptrons
 from .tasks import Classification, Task
 from .unimodal_classifier import UnimodalClassifier
 
-#: Multiplications of one classifier's forward pass beyond which a matrix library is faster than the kernel.
-LARGEST = 4_000_000
+#: Multiplications of one classifier's forward pass beyond which a matrix library is faster than the kernel, and the
+#: rows as which fewer count: the kernel arranges every weight first, however few rows there are.
+LARGEST, FEWEST = 4_000_000, 16
 
 _PLAIN = (nn.Parameter, Tensor)  # no subclass, such as a DTensor
 _RELU = nn.ReLU()
@@ -51,7 +52,7 @@ def evaluate(
     """
     if _kernel_knows(task, target):
         networks = list(map(_network, classifiers, features))
-        if all(networks) and all(len(x) == len(target) for x in features):
+        if all(networks) and _agree(networks, features, target):
             rectified, parameters = zip(*networks, strict=True)
             return Evaluation(*perceptrons(features, parameters, target, rectified=rectified))
     outputs = [_run(classifier, x) for classifier, x in zip(classifiers, features, strict=True)]
@@ -101,15 +102,21 @@ def _network(classifier: nn.Module, features: Tensor) -> Network | None:
             continue
         if type(module) is not nn.Linear:
             return None
-        weight, bias = module._parameters["weight"], module._parameters["bias"]
-        if bias is None or not (_is_plain(weight) and _is_plain(bias)) or weight.shape[1] != width:
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        if not (_is_plain(weight) and _is_plain(bias)) or weight.shape[1] != width:
             return None
         parameters += (weight, bias)
         rectified.append(False)
         width = weight.shape[0]
-        multiplications += rows * weight.numel()
+        multiplications += max(rows, FEWEST) * weight.numel()
     between = all(rectified[1:-1]) and not rectified[-1]
     return (rectified[0], parameters) if between and 0 < multiplications <= LARGEST else None
+
+
+def _agree(networks: Sequence[Network], features: Sequence[Tensor], target: Tensor) -> bool:
+    """Whether there are as many rows, and as many outputs, everywhere."""
+    outputs = {len(parameters[-1]) for _, parameters in networks}
+    return len(outputs) == 1 and all(len(x) == len(target) for x in features)
 
 
 def _chain(classifier: nn.Module) -> Iterable[nn.Module]:

@@ -8,6 +8,7 @@ wrapped optimizer's own `step`. Which of the two it is, is decided in `Folding.r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -125,7 +126,8 @@ class Folding:
                     continue
                 if tensor.stride() != parameter.stride() or tensor.dtype is not parameter.dtype:
                     return f"the state {name!r} has other strides or another dtype than its parameter"
-        if len({p.data_ptr() for p in parameters if p.numel()}) < sum(p.numel() > 0 for p in parameters):
+        ranges = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in parameters if p.numel())
+        if any(end > start for (_, end), (start, _) in pairwise(ranges)):
             return "two parameters share memory, and have to be stepped one after the other"
         self._fitting = (parameters, entries)
         self._entries = [state.get(p, {}) for p in parameters]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, count, islice, zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .application import accumulate_
+from cggm_ops import segment_combine_, segment_gram
+
 from .distributed import average_over_ranks_
 from .masking import without
 
@@ -59,7 +61,12 @@ class Arrival(NamedTuple):
     parameters: list[Tensor]  # the encoder's trainable ones
 
 
-Groups = dict[tuple[torch.device, int, int], dict[str, Arrival]]
+class Groups(dict[tuple[torch.device, int, int], dict[str, Arrival]]):
+    """What has arrived in one backward pass, by what can be combined together."""
+
+
+def _nothing() -> None:
+    return None
 
 
 class Meeting:
@@ -77,10 +84,16 @@ class Meeting:
     def __init__(self, weigh: Weigh) -> None:
         self._weigh = weigh
         self._task = -1  # the backward pass under way
-        self._groups: Groups = {}  # what has arrived in it
+        self._groups = (
+            _nothing  # what has arrived in it; the pass itself holds on to that, and lets go if it fails
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_task": -1, "_groups": {}}  # a graph can be neither copied nor pickled
+        return {
+            **self.__dict__,
+            "_task": -1,
+            "_groups": _nothing,
+        }  # a graph can be neither copied nor pickled
 
     def add(self, name: str, arrival: Arrival) -> None:
         """Take in what arrived at a cut, to be combined at the end of this backward pass.
@@ -89,12 +102,13 @@ class Meeting:
         makes gradients of its own each time.
         """
         task = torch._C._current_graph_task_id()
-        if task != self._task:
-            self._groups = {}  # what a backward pass that failed has left
-            self._task = task
-            torch.autograd.Variable._execution_engine.queue_callback(partial(self._finish, self._groups))
+        groups = self._groups()
+        if groups is None or task != self._task:
+            groups = Groups()
+            self._task, self._groups = task, weakref.ref(groups)
+            torch.autograd.Variable._execution_engine.queue_callback(partial(self._finish, groups))
         for run in count():
-            group = self._groups.setdefault((arrival.output.device, len(arrival.gradients), run), {})
+            group = groups.setdefault((arrival.output.device, len(arrival.gradients), run), {})
             if name not in group:
                 group[name] = arrival
                 return
@@ -124,7 +138,7 @@ class Meeting:
             sets[0] = [_apart(own, taken) for own in sets[0]]
             for one in sets:  # nothing else does it for gradients that are made here
                 average_over_ranks_(list(chain.from_iterable(one)))
-            accumulate_(trained, sets, self._weigh)
+            _accumulate_(trained, sets, self._weigh)
 
 
 class _Cut(torch.autograd.Function):
@@ -165,3 +179,36 @@ def _apart(gradients: Sequence[Tensor], taken: set[int]) -> list[Tensor]:
         result.append(gradient if own else gradient.clone(memory_format=torch.contiguous_format))
         taken.add(address)
     return result
+
+
+def _accumulate_(
+    parameters: Sequence[Sequence[Tensor]],
+    sets: Sequence[Sequence[Sequence[Tensor]]],
+    weigh: Weigh,
+) -> None:
+    """Add a weighted sum of gradient sets to the parameters' gradients: `grad_s ← grad_s + Σ_k w[s, k] g_k[s]`.
+
+    Args:
+        parameters: of M encoders; their `.grad` is mutated, and where it is None becomes the set's own tensor.
+        sets: one set, which counts as it is, or two; each of M encoders' tensors. The first one is mutated.
+        weigh: as `Policy.weigh`.
+    """
+    if len(sets) == 2:
+        # in one go: an encoder with fewer tensors than another one is filled up with empty ones
+        empty = next(chain.from_iterable(parameters)).new_empty(0)
+        rows = [list(zip_longest(*one, fillvalue=empty)) for one in sets]  # [K][L][M]
+        flat = [list(chain.from_iterable(one)) for one in rows]
+        gram = segment_gram(flat).unflatten(0, (len(rows[0]), len(parameters)))  # [L, M, 2, 2]
+        weights = weigh(gram)
+        if weights.shape != gram.shape[:-1]:
+            raise ValueError(
+                f"policy: weigh() must return weights [S, M, 2] = {list(gram.shape[:-1])}, got {list(weights.shape)}"
+            )
+        segment_combine_(flat, weights.flatten(0, 1))
+    pairs = list(zip(chain.from_iterable(parameters), chain.from_iterable(sets[0]), strict=True))
+    present = [(parameter.grad, gradient) for parameter, gradient in pairs if parameter.grad is not None]
+    if present:
+        torch._foreach_add_(*zip(*present, strict=True))
+    for parameter, gradient in pairs:
+        if parameter.grad is None:
+            parameter.grad = gradient

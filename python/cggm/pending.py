@@ -69,8 +69,13 @@ class PendingStep:
         if self.state.keys() != state.keys():  # copies: a policy may keep what the statistics show
             self.state = {name: tensor.clone() for name, tensor in state.items()}
         elif state:
-            # in place: a captured CUDA graph replays onto these addresses
-            torch._foreach_copy_(list(self.state.values()), [state[name] for name in self.state])
+            # In place: a captured CUDA graph replays onto these addresses. A policy may have moved one to another name.
+            into = list(self.state.values())
+            new = [state[name] for name in self.state]
+            moved = [
+                any(n is old for old in into if old is not own) for n, own in zip(new, into, strict=True)
+            ]
+            torch._foreach_copy_(into, [n.clone() if m else n for n, m in zip(new, moved, strict=True)])
         self.clear()
 
     def remember(self, more: State) -> None:

@@ -208,6 +208,35 @@ def test_a_second_derivative_is_that_of_plain_operations(forced):
         torch.testing.assert_close(one, other)
 
 
+def test_a_second_derivative_counts_shared_parameters_and_dependent_inputs_once(forced):
+    first, weight, bias = (t.requires_grad_() for t in (random(5, 4), random(3, 4), random(3)))
+    inputs = [first.tanh(), 2 * first.tanh()]
+    total, _, _ = perceptrons(
+        inputs, [[weight, bias]] * 2, torch.tensor([0, 1, 2, 0, 1]), rectified=[False, True]
+    )
+    wanted = [first, weight, bias]
+    once = torch.autograd.grad(total, wanted, retain_graph=True)
+    for one, other in zip(torch.autograd.grad(total, wanted, create_graph=True), once, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_no_gradient_makes_none(forced):
+    inputs, networks, target = make()
+    networks = [[p.requires_grad_() for p in n] for n in networks]
+    Nothing.apply(ours(inputs, networks, target, [False, False])[0]).backward()
+    assert all(p.grad is None for p in flatten(networks))
+
+
 def test_bits_do_not_depend_on_the_number_of_threads():
     made = make(rows=64, widths=(96, 64, 32), hidden=(64,), classes=10)
     before = torch.get_num_threads()

@@ -17,6 +17,22 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@needs_triton
+def test_an_operator_without_a_triton_kernel_keeps_its_own():
+    program = """
+import torch, cggm_ops
+x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.zeros(4)
+with cggm_ops.use_backend("triton"):
+    total, _, _ = cggm_ops.perceptrons([x], [[weight, bias]], torch.tensor([0, 1]), rectified=[False])
+assert abs(total.item() - 1.3863) < 1e-4
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE.parents[1])}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 def run(program, *arguments, **environment):
     """Run a program of this folder in a process of its own: the interpreter is chosen when Triton is imported."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -41,7 +41,8 @@ class MMPareto(Policy):
     the gradient of the plain sum of losses. (Sections 3.2 and 3.3 of the paper; the closed form and the norms per
     tensor are those of its released script.)
 
-    Two backward passes run through the encoders instead of one, inside the one `loss.backward()`. With gradient
+    Two backward passes run through the encoders instead of one, inside the one `loss.backward()`, and the gradients of
+    all encoders are held twice until both have run. With gradient
     accumulation each micro-batch is a batch of its own. What lies before an encoder's input gets no gradient.
     Several processes average both gradients, which takes `DistributedDataParallel(model, find_unused_parameters=True)`.
     `FeaturePareto` has neither limit and costs one pass.
