@@ -61,17 +61,3 @@ def check_target(target: Tensor, rows: int, classes: int) -> None:
         raise ValueError(
             f"target must lie in [0, {classes}), or be {IGNORED} to be ignored, found {target.unique()}"
         )
-
-
-def check_saved(
-    grad: Tensor,
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    rectified: Sequence[int],
-    saved: Tensor,
-) -> None:
-    """Raise a ValueError unless `saved` is of the size that these inputs make."""
-    read = sum(x.shape[1] for x, rectify in zip(inputs, rectified, strict=True) if rectify)
-    size = inputs[0].shape[0] * (read + sum(bias.shape[0] for bias in parameters[1::2]))
-    if saved.numel() != size or grad.numel() != 1:
-        raise ValueError("saved must be what perceptrons returned for these inputs, and grad one number")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cggm_ops import reference, schema
+from cggm_ops import schema
+from cggm_ops.reference_perceptrons import losses_and_logits
 
 
 def perceptrons(
@@ -18,7 +19,7 @@ def perceptrons(
     *,
     rectified: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cross entropies of M multi-layer perceptrons on one target in one call; backward takes another one.
+    """Return the cross entropies of M multi-layer perceptrons on one target, in one call that finds the gradients, too.
 
     h_0 = x, or max(x, 0) where `rectified`; h_l = max(W_l h_{l−1} + b_l, 0); z = W_L h_{L−1} + b_L; and the loss is the
     mean of −log softmax(z)[target] over the rows whose target is not −100. For networks so small that twenty
@@ -60,11 +61,15 @@ class _Perceptrons(torch.autograd.Function):
     def forward(
         ctx: Any, layers: list[int], rectified: list[int], target: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        inputs, parameters = tensors[: len(layers)], tensors[len(layers) :]
+        count = len(layers)
+        of_inputs = any(ctx.needs_input_grad[3 : 3 + count])
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            losses, logits, saved = schema.perceptrons(inputs, parameters, layers, rectified, target)
-        ctx.shapes = layers, rectified
-        ctx.save_for_backward(saved, target, *tensors)
+            losses, logits, gradients = schema.perceptrons(
+                tensors[:count], tensors[count:], layers, rectified, target, of_inputs
+            )
+        ctx.missing = 3 if of_inputs else 3 + count
+        ctx.gradients, ctx.shapes = gradients, (layers, rectified)
+        ctx.save_for_backward(target, *tensors)  # for a second derivative
         ctx.mark_non_differentiable(losses, logits)
         ctx.set_materialize_grads(False)
         return losses.sum(), losses, logits
@@ -73,19 +78,18 @@ class _Perceptrons(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        saved, target, *tensors = ctx.saved_tensors
-        layers, rectified = ctx.shapes
-        count = len(layers)
-        needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # create_graph=True: plain operations, which autograd follows once more
-            apart = [t.view_as(t) for t in tensors]  # one may occur twice, or depend on another
-            losses, *_ = reference.perceptrons(apart[:count], apart[count:], layers, rectified, target)
-            wanted = [t for t, need in zip(apart, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(losses.sum(), wanted, grad, create_graph=True))
-            return (None, None, None, *(next(found) if need else None for need in needed))
-        of_inputs = any(needed[:count])
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            gradients = schema.perceptrons_backward(
-                grad, tensors[:count], tensors[count:], layers, rectified, saved, of_inputs
-            )
-        return (None, None, None, *([] if of_inputs else [None] * count), *gradients)
+            return _differentiably(ctx, grad)
+        return (None,) * ctx.missing + torch._foreach_mul(ctx.gradients, grad)
+
+
+def _differentiably(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    target, *tensors = ctx.saved_tensors
+    layers, rectified = ctx.shapes
+    needed = ctx.needs_input_grad[3:]
+    apart = [t.view_as(t) for t in tensors]  # one may occur twice, or depend on another
+    inputs, parameters = apart[: len(layers)], apart[len(layers) :]
+    losses, _ = losses_and_logits(inputs, parameters, layers, rectified, target)
+    wanted = [t for t, need in zip(apart, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(losses.sum(), wanted, grad, create_graph=True))
+    return (None, None, None, *(next(found) if need else None for need in needed))

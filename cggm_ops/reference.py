@@ -14,7 +14,6 @@ from cggm_ops import checks
 from cggm_ops.reference_optimizers import adamw_ as adamw_
 from cggm_ops.reference_optimizers import sgd_ as sgd_
 from cggm_ops.reference_perceptrons import perceptrons as perceptrons
-from cggm_ops.reference_perceptrons import perceptrons_backward as perceptrons_backward
 
 
 def batched_cosine(fusion: Tensor, unimodal: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The definition of `perceptrons` and of its backward in plain PyTorch."""
+"""The definition of `perceptrons` in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -17,59 +17,49 @@ def perceptrons(
     layers: Sequence[int],
     rectified: Sequence[int],
     target: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the losses [M], the logits [M, B, C], and all that the backward reads, in the order that it does."""
-    checks.check_perceptrons(inputs, parameters, layers, rectified)
-    checks.check_target(target, inputs[0].shape[0], parameters[-1].shape[0])
-    losses, logits, saved = [], [], []
-    for x, network, rectify in zip(inputs, _networks(parameters, layers), rectified, strict=True):
-        if rectify:
-            x = x.relu()
-            saved.append(x)
-        for weight, bias in network[:-1]:
-            x = F.linear(x, weight, bias).relu()
-            saved.append(x)
-        logits.append(F.linear(x, *network[-1]))
-        losses.append(F.cross_entropy(logits[-1], target, ignore_index=checks.IGNORED))
-        counted = target != checks.IGNORED  # [B]
-        gradient = logits[-1].softmax(1) - F.one_hot(target.clamp_min(0), logits[-1].shape[1])
-        saved.append((gradient / counted.sum()).where(counted[:, None], 0.0))
-    return torch.stack(losses), torch.stack(logits), torch.cat([part.flatten() for part in saved])
-
-
-def perceptrons_backward(
-    grad: Tensor,
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    layers: Sequence[int],
-    rectified: Sequence[int],
-    saved: Tensor,
     of_inputs: bool,
-) -> list[Tensor]:
-    """Return the gradients of the losses' sum with respect to the inputs, if asked for, and to the parameters."""
-    checks.check_perceptrons(inputs, parameters, layers, rectified)
-    checks.check_saved(grad, inputs, parameters, rectified, saved)
-    ahead, input_gradients, parameter_gradients = 0, [], []
-
-    def take(width: int) -> Tensor:
-        nonlocal ahead
-        ahead += rows * width
-        return saved[ahead - rows * width : ahead].view(rows, width)
-
-    rows = inputs[0].shape[0]
-    for m, network in enumerate(_networks(parameters, layers)):
-        read = [take(inputs[m].shape[1]) if rectified[m] else inputs[m]]  # what each layer has read
-        read += [take(bias.shape[0]) for _, bias in network[:-1]]
-        gradient = take(network[-1][1].shape[0]) * grad
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the losses [M], the logits [M, B, C], and the sum's gradients: of inputs, if asked for, and parameters."""
+    losses, logits = losses_and_logits(inputs, parameters, layers, rectified, target)
+    counted = target != checks.IGNORED  # [B]
+    truth = F.one_hot(target.clamp_min(0), logits.shape[2])  # [B, C]
+    outer = ((logits.softmax(2) - truth) / counted.sum()).where(counted[:, None], 0.0)  # [M, B, C]
+    input_gradients, parameter_gradients = [], []
+    for x, network, rectify, gradient in zip(
+        inputs, _networks(parameters, layers), rectified, outer, strict=True
+    ):
+        read = [x.relu() if rectify else x]  # what each layer has read
+        for weight, bias in network[:-1]:
+            read.append(F.linear(read[-1], weight, bias).relu())
         found: list[Tensor] = []
         for layer in reversed(range(len(network))):
             found[:0] = gradient.T @ read[layer], gradient.sum(0)
             gradient = gradient @ network[layer][0]
-            if layer or rectified[m]:
+            if layer or rectify:
                 gradient = gradient.masked_fill(read[layer] <= 0, 0)
         input_gradients.append(gradient)
         parameter_gradients += found
-    return (input_gradients if of_inputs else []) + parameter_gradients
+    return losses, logits, (input_gradients if of_inputs else []) + parameter_gradients
+
+
+def losses_and_logits(
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    layers: Sequence[int],
+    rectified: Sequence[int],
+    target: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the losses [M] and the logits [M, B, C], by operations that autograd can follow."""
+    checks.check_perceptrons(inputs, parameters, layers, rectified)
+    checks.check_target(target, inputs[0].shape[0], parameters[-1].shape[0])
+    losses, logits = [], []
+    for x, network, rectify in zip(inputs, _networks(parameters, layers), rectified, strict=True):
+        x = x.relu() if rectify else x
+        for weight, bias in network[:-1]:
+            x = F.linear(x, weight, bias).relu()
+        logits.append(F.linear(x, *network[-1]))
+        losses.append(F.cross_entropy(logits[-1], target, ignore_index=checks.IGNORED))
+    return torch.stack(losses), torch.stack(logits)
 
 
 def _networks(parameters: Sequence[Tensor], layers: Sequence[int]) -> Iterator[list[tuple[Tensor, Tensor]]]:

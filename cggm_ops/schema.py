@@ -16,7 +16,7 @@ from cggm_ops import reference
 
 NAMESPACE = "cggm_ops"
 DEFINITIONS: dict[str, Callable[..., Any]] = {}  # the default implementation of each operator
-CPU_ONLY = ("perceptrons", "perceptrons_backward")  # no kernel elsewhere: the definition serves
+CPU_ONLY = ("perceptrons",)  # no kernel elsewhere: the definition serves
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -190,30 +190,18 @@ def _perceptrons_fake(
     layers: Sequence[int],
     rectified: Sequence[int],
     target: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    first, rows = inputs[0], inputs[0].shape[0]
-    read = sum(x.shape[1] for x, rectify in zip(inputs, rectified, strict=True) if rectify)
-    saved = rows * (read + sum(bias.shape[0] for bias in parameters[1::2]))
-    logits = first.new_empty(len(inputs), rows, parameters[-1].shape[0])
-    return first.new_empty(len(inputs)), logits, first.new_empty(saved)
-
-
-def _perceptrons_backward_fake(
-    grad: Tensor, inputs: Sequence[Tensor], parameters: Sequence[Tensor], *rest: Any
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (*(inputs if rest[-1] else ()), *parameters)]
+    of_inputs: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    first = inputs[0]
+    logits = first.new_empty(len(inputs), first.shape[0], parameters[-1].shape[0])
+    wanted = (*(inputs if of_inputs else ()), *parameters)
+    return first.new_empty(len(inputs)), logits, [x.new_empty(x.shape) for x in wanted]
 
 
 perceptrons = _define(
     # parameters: weight and bias of every layer of one network after the other; rectified: 1 for a rectifier first
-    "perceptrons(Tensor[] inputs, Tensor[] parameters, int[] layers, int[] rectified, Tensor target)"
-    " -> (Tensor losses, Tensor logits, Tensor saved)",
+    "perceptrons(Tensor[] inputs, Tensor[] parameters, int[] layers, int[] rectified, Tensor target, bool of_inputs)"
+    " -> (Tensor losses, Tensor logits, Tensor[] gradients)",
     reference.perceptrons,
     _perceptrons_fake,
-)
-perceptrons_backward = _define(
-    "perceptrons_backward(Tensor grad, Tensor[] inputs, Tensor[] parameters, int[] layers, int[] rectified, "
-    "Tensor saved, bool of_inputs) -> Tensor[]",
-    reference.perceptrons_backward,
-    _perceptrons_backward_fake,
 )

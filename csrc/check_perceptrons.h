@@ -19,7 +19,6 @@ struct Perceptron {
   int64_t width;
   bool rectified;
   std::vector<Layer> layers;
-  int64_t saved;  // where its part of the saved numbers begins: the rectified input, the hidden layers, the logits' gradient
 };
 
 struct Perceptrons {
@@ -27,7 +26,6 @@ struct Perceptrons {
   std::vector<Tensor> copies;  // of tensors with gaps
   int64_t rows = 0;
   int64_t outputs = 0;
-  int64_t saved = 0;
   int64_t products = 0;  // multiplications of a forward pass
 };
 
@@ -63,8 +61,7 @@ inline Perceptrons check_perceptrons(
     if (m == 0) out.rows = input.sizes[0];
     if (input.sizes[0] != out.rows)
       refuse("inputs[", m, "] must have as many rows as inputs[0] (", out.rows, "), found ", input.sizes[0]);
-    Perceptron one{floats(inputs[m], input, out.copies), input.sizes[1], rectified[m] != 0, {}, out.saved};
-    if (one.rectified) out.saved += out.rows * one.width;
+    Perceptron one{floats(inputs[m], input, out.copies), input.sizes[1], rectified[m] != 0, {}};
     int64_t width = one.width;
     for (int64_t l = 0; l < layers[m]; ++l, next += 2) {
       const View weight = float_view(parameters[next], 2, "parameters", next);
@@ -76,7 +73,6 @@ inline Perceptrons check_perceptrons(
                             weight.sizes[0]});
       out.products += out.rows * width * weight.sizes[0];
       width = weight.sizes[0];
-      out.saved += out.rows * width;
     }
     if (m == 0) out.outputs = width;
     if (width != out.outputs) refuse("perceptrons must have equally many outputs, found ", out.outputs, " and ", width);

@@ -38,12 +38,9 @@ void segment_combine_(StableIValue* stack, uint64_t arguments, uint64_t results)
 void adamw_(StableIValue* stack, uint64_t arguments, uint64_t results);
 void sgd_(StableIValue* stack, uint64_t arguments, uint64_t results);
 
-// inputs, parameters, layers, rectified, target -> losses [M], logits [M, B, C], what the gradients need
+// inputs, parameters, layers, rectified, target, of_inputs -> losses [M], logits [M, B, C], gradients of the losses' sum with
+// respect to the inputs, where asked for, and to the parameters
 void perceptrons(StableIValue* stack, uint64_t arguments, uint64_t results);
-
-// gradient of the losses' sum, inputs, parameters, layers, rectified, saved, of_inputs -> gradients of the inputs, where asked
-// for, and of the parameters
-void perceptrons_backward(StableIValue* stack, uint64_t arguments, uint64_t results);
 
 }  // namespace cpu
 }  // namespace cggm

@@ -13,5 +13,4 @@ STABLE_TORCH_LIBRARY_IMPL(cggm_ops, CPU, library) {
   library.impl("adamw_", &cggm::cpu::adamw_);
   library.impl("sgd_", &cggm::cpu::sgd_);
   library.impl("perceptrons", &cggm::cpu::perceptrons);
-  library.impl("perceptrons_backward", &cggm::cpu::perceptrons_backward);
 }

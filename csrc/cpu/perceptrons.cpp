@@ -1,4 +1,4 @@
-// perceptrons: the cross entropies of M small networks on one target, forward and backward, each in one call.
+// perceptrons: the cross entropies of M small networks on one target, and all their gradients.
 #include <cmath>
 
 #include "../check_perceptrons.h"
@@ -46,25 +46,6 @@ float cross_entropy(const float* logits, const int64_t* target, int64_t rows, in
   return static_cast<float>(sum / counted);
 }
 
-void forward(const Perceptron& network, int64_t rows, const int64_t* target, float* saved, float* logits, float* loss) {
-  const float* x = network.input;
-  float* place = saved + network.saved;
-  if (network.rectified) {
-    rectify(x, place, rows * network.width);
-    x = place;
-    place += rows * network.width;
-  }
-  for (size_t l = 0; l + 1 < network.layers.size(); ++l) {
-    const int64_t count = rows * network.layers[l].outputs;
-    forward(network.layers[l], x, place, rows);
-    rectify(place, place, count);
-    x = place;
-    place += count;
-  }
-  forward(network.layers.back(), x, logits, rows);
-  *loss = cross_entropy(logits, target, rows, network.layers.back().outputs, place);
-}
-
 // Where a network's gradients go.
 struct Gradients {
   float* input;  // null: not asked for
@@ -80,22 +61,14 @@ void backward(const Layer& layer, const float* x, const float* gradient, int64_t
     for (int64_t j = 0; j < layer.outputs; ++j) bias[j] += gradient[i * layer.outputs + j];
 }
 
-void backward(const Perceptron& network, int64_t rows, const float* saved, float scale, const Gradients& out) {
-  std::vector<const float*> x{network.input};  // what each layer has read
-  const float* place = saved + network.saved;
-  if (network.rectified) {
-    x[0] = place;
-    place += rows * network.width;
-  }
-  for (size_t l = 0; l + 1 < network.layers.size(); ++l) {
-    x.push_back(place);
-    place += rows * network.layers[l].outputs;
-  }
-  std::vector<float> gradient(place, place + rows * network.layers.back().outputs), before;
-  for (float& value : gradient) value *= scale;
+// read: what each layer has read; gradient: of the logits
+void backward(
+    const Perceptron& network, int64_t rows, const std::vector<const float*>& read, std::vector<float>& gradient,
+    const Gradients& out) {
+  std::vector<float> before;
   for (size_t l = network.layers.size(); l-- > 0;) {
     const Layer& layer = network.layers[l];
-    backward(layer, x[l], gradient.data(), rows, out.parameters[2 * l], out.parameters[2 * l + 1]);
+    backward(layer, read[l], gradient.data(), rows, out.parameters[2 * l], out.parameters[2 * l + 1]);
     if (l == 0 && out.input == nullptr) return;
     const int64_t count = rows * layer.inputs;
     float* values = out.input;
@@ -106,9 +79,34 @@ void backward(const Perceptron& network, int64_t rows, const float* saved, float
     std::fill(values, values + count, 0.0f);
     multiply()({gradient.data(), layer.outputs, 1}, {layer.weight, layer.inputs, 1}, values, rows, layer.outputs, layer.inputs);
     if (l > 0 || network.rectified)
-      for (int64_t i = 0; i < count; ++i) values[i] = x[l][i] <= 0 ? 0 : values[i];
+      for (int64_t i = 0; i < count; ++i) values[i] = read[l][i] <= 0 ? 0 : values[i];
     gradient.swap(before);
   }
+}
+
+// -> the loss
+float run(const Perceptron& network, int64_t rows, const int64_t* target, float* logits, const Gradients& out) {
+  std::vector<std::vector<float>> made;  // the rectified input, and the hidden layers
+  std::vector<const float*> read{network.input};
+  made.reserve(network.layers.size());
+  if (network.rectified) {
+    made.emplace_back(rows * network.width);
+    rectify(network.input, made.back().data(), rows * network.width);
+    read[0] = made.back().data();
+  }
+  for (size_t l = 0; l + 1 < network.layers.size(); ++l) {
+    const int64_t count = rows * network.layers[l].outputs;
+    made.emplace_back(count);
+    forward(network.layers[l], read[l], made.back().data(), rows);
+    rectify(made.back().data(), made.back().data(), count);
+    read.push_back(made.back().data());
+  }
+  const Layer& last = network.layers.back();
+  forward(last, read.back(), logits, rows);
+  std::vector<float> gradient(rows * last.outputs);
+  const float loss = cross_entropy(logits, target, rows, last.outputs, gradient.data());
+  backward(network, rows, read, gradient, out);
+  return loss;
 }
 
 // The targets, each a class or to be ignored.
@@ -131,40 +129,18 @@ void perceptrons(StableIValue* stack, uint64_t, uint64_t) {
   const TensorList inputs(stack[0]), parameters(stack[1]);
   const auto layers = take<std::vector<int64_t>>(stack[2]), rectified = take<std::vector<int64_t>>(stack[3]);
   const Tensor target = without_gaps(take<Tensor>(stack[4]));
+  const bool of_inputs = take<bool>(stack[5]);
   const Perceptrons networks = check_perceptrons(inputs, parameters, layers, rectified);
   const int64_t* classes = check_target(target, networks.rows, networks.outputs);
   const int64_t count = static_cast<int64_t>(networks.list.size()), each = networks.rows * networks.outputs;
   Tensor losses = new_empty({count}, ScalarType::Float);
   Tensor logits = new_empty({count, networks.rows, networks.outputs}, ScalarType::Float);
-  Tensor saved = new_empty({networks.saved}, ScalarType::Float);
-  float* loss = static_cast<float*>(losses.data_ptr());
-  float* logit = static_cast<float*>(logits.data_ptr());
-  float* numbers = static_cast<float*>(saved.data_ptr());
-  for_each_chunk(count, networks.products, [&](int64_t m) {
-    forward(networks.list[m], networks.rows, classes, numbers, logit + m * each, loss + m);
-  });
-  stack[0] = torch::stable::detail::from(losses);
-  stack[1] = torch::stable::detail::from(logits);
-  stack[2] = torch::stable::detail::from(saved);
-}
-
-void perceptrons_backward(StableIValue* stack, uint64_t, uint64_t) {
-  const auto grad = take<Tensor>(stack[0]);
-  const TensorList inputs(stack[1]), parameters(stack[2]);
-  const auto layers = take<std::vector<int64_t>>(stack[3]), rectified = take<std::vector<int64_t>>(stack[4]);
-  const auto saved = take<Tensor>(stack[5]);
-  const bool of_inputs = take<bool>(stack[6]);
-  const Perceptrons networks = check_perceptrons(inputs, parameters, layers, rectified);
-  if (grad.scalar_type() != ScalarType::Float || saved.scalar_type() != ScalarType::Float || !saved.is_contiguous())
-    refuse("saved and grad must be float32, saved without gaps");
-  if (saved.numel() != networks.saved || grad.numel() != 1)
-    refuse("saved must be what perceptrons returned for these inputs, and grad one number");
   std::vector<Tensor> results;
-  std::vector<Gradients> gradients(networks.list.size());
   const auto add = [&results](Tensor tensor) {
     results.push_back(std::move(tensor));
     return static_cast<float*>(results.back().data_ptr());
   };
+  std::vector<Gradients> gradients(networks.list.size());
   if (of_inputs)
     for (size_t m = 0; m < gradients.size(); ++m)
       gradients[m].input = add(new_empty({networks.rows, networks.list[m].width}, ScalarType::Float));
@@ -173,12 +149,14 @@ void perceptrons_backward(StableIValue* stack, uint64_t, uint64_t) {
       gradients[m].parameters.push_back(add(new_empty({layer.outputs, layer.inputs}, ScalarType::Float)));
       gradients[m].parameters.push_back(add(new_empty({layer.outputs}, ScalarType::Float)));
     }
-  const float scale = *static_cast<const float*>(grad.data_ptr());
-  const float* numbers = static_cast<const float*>(saved.data_ptr());
-  for_each_chunk(static_cast<int64_t>(gradients.size()), networks.products, [&](int64_t m) {
-    backward(networks.list[m], networks.rows, numbers, scale, gradients[m]);
+  float* loss = static_cast<float*>(losses.data_ptr());
+  float* logit = static_cast<float*>(logits.data_ptr());
+  for_each_chunk(count, 3 * networks.products, [&](int64_t m) {
+    loss[m] = run(networks.list[m], networks.rows, classes, logit + m * each, gradients[m]);
   });
-  stack[0] = torch::stable::detail::from(results);
+  stack[0] = torch::stable::detail::from(losses);
+  stack[1] = torch::stable::detail::from(logits);
+  stack[2] = torch::stable::detail::from(results);
 }
 
 }  // namespace cggm::cpu

@@ -75,15 +75,14 @@ def forced(request):
 def test_hand_worked_values(implementation):
     """One layer: x = 1, logits (ln 3, 0), probabilities (3/4, 1/4), the second one true."""
     x, weight, bias = torch.tensor([[1.0]]), torch.tensor([[math.log(3.0)], [0.0]]), torch.zeros(2)
-    call = ([x], [weight, bias], [1], [0])
-    losses, logits, saved = implementation.ops.perceptrons(*call, torch.tensor([1]))
+    call = ([x], [weight, bias], [1], [0], torch.tensor([1]))
+    losses, logits, found = implementation.ops.perceptrons(*call, True)
     torch.testing.assert_close(losses, torch.tensor([math.log(4.0)]))
     torch.testing.assert_close(logits, torch.tensor([[[math.log(3.0), 0.0]]]))
-    found = implementation.ops.perceptrons_backward(torch.tensor(2.0), *call, saved, True)
-    wanted = [[[1.5 * math.log(3.0)]], [[1.5], [-1.5]], [1.5, -1.5]]
+    wanted = [[[0.75 * math.log(3.0)]], [[0.75], [-0.75]], [0.75, -0.75]]
     for gradient, values in zip(found, wanted, strict=True):
         torch.testing.assert_close(gradient, torch.tensor(values))
-    assert len(implementation.ops.perceptrons_backward(torch.tensor(2.0), *call, saved, False)) == 2
+    assert len(implementation.ops.perceptrons(*call, False)[2]) == 2
 
 
 @settings(deadline=None, max_examples=60)
@@ -252,11 +251,8 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 
 def test_opcheck():
     inputs, networks, target = make()
-    call = (inputs, flatten(networks), [2, 2], [0, 1])
-    opcheck(operators.perceptrons.default, (*call, target))
-    saved = operators.perceptrons(*call, target)[2]
     for of_inputs in (False, True):
-        opcheck(operators.perceptrons_backward.default, (torch.tensor(1.0), *call, saved, of_inputs))
+        opcheck(operators.perceptrons.default, (inputs, flatten(networks), [2, 2], [0, 1], target, of_inputs))
 
 
 X, W, B, T = random(3, 2), random(4, 2), random(4), torch.zeros(3, dtype=torch.int64)
@@ -282,10 +278,24 @@ REFUSED = {
 def test_refused(implementation, case):
     arguments, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
-        implementation.ops.perceptrons(*arguments)
+        implementation.ops.perceptrons(*arguments, False)
 
 
-@each_implementation
-def test_a_backward_of_something_else_is_refused(implementation):
-    with pytest.raises(ValueError, match="saved must be"):
-        implementation.ops.perceptrons_backward(torch.tensor(1.0), [X], [W, B], [1], [0], random(5), True)
+def test_parameters_may_change_between_forward_and_backward(forced):
+    inputs, networks, target = make()
+    networks = [[p.requires_grad_() for p in n] for n in networks]
+    wanted = torch.autograd.grad(ours(inputs, networks, target, [False, True])[0], flatten(networks))
+    total = ours(inputs, networks, target, [False, True])[0]
+    with torch.no_grad():
+        networks[0][0].mul_(2)
+    for one, other in zip(torch.autograd.grad(total, flatten(networks)), wanted, strict=True):
+        assert_same_bits(one, other)
+
+
+def test_going_backward_twice_gives_the_same(forced):
+    inputs, networks, target = make()
+    networks = [[p.requires_grad_() for p in n] for n in networks]
+    total = ours(inputs, networks, target, [False, True])[0]
+    once = [g.clone() for g in torch.autograd.grad(total, flatten(networks), retain_graph=True)]
+    for one, other in zip(torch.autograd.grad(3 * total, flatten(networks)), once, strict=True):
+        assert_same_bits(one, 3 * other)
