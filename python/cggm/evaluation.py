@@ -139,5 +139,5 @@ def _is_hooked(module: nn.Module) -> bool:
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _is_plain(tensor: Tensor | None) -> bool:
     return type(tensor) in _PLAIN and tensor.dtype is torch.float32 and tensor.is_cpu
