@@ -28,9 +28,7 @@ def perceptrons(
     for x, network, rectify, gradient in zip(
         inputs, _networks(parameters, layers), rectified, outer, strict=True
     ):
-        read = [x.relu() if rectify else x]  # what each layer has read
-        for weight, bias in network[:-1]:
-            read.append(F.linear(read[-1], weight, bias).relu())
+        read = _read(x, network, rectify)
         found: list[Tensor] = []
         for layer in reversed(range(len(network))):
             found[:0] = gradient.T @ read[layer], gradient.sum(0)
@@ -54,12 +52,17 @@ def losses_and_logits(
     checks.check_target(target, inputs[0].shape[0], parameters[-1].shape[0])
     losses, logits = [], []
     for x, network, rectify in zip(inputs, _networks(parameters, layers), rectified, strict=True):
-        x = x.relu() if rectify else x
-        for weight, bias in network[:-1]:
-            x = F.linear(x, weight, bias).relu()
-        logits.append(F.linear(x, *network[-1]))
+        logits.append(F.linear(_read(x, network, rectify)[-1], *network[-1]))
         losses.append(F.cross_entropy(logits[-1], target, ignore_index=checks.IGNORED))
     return torch.stack(losses), torch.stack(logits)
+
+
+def _read(x: Tensor, network: Sequence[tuple[Tensor, Tensor]], rectify: int) -> list[Tensor]:
+    """What each of a network's layers reads."""
+    read = [x.relu() if rectify else x]
+    for weight, bias in network[:-1]:
+        read.append(F.linear(read[-1], weight, bias).relu())
+    return read
 
 
 def _networks(parameters: Sequence[Tensor], layers: Sequence[int]) -> Iterator[list[tuple[Tensor, Tensor]]]:

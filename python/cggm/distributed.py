@@ -7,7 +7,7 @@ elsewhere only ever sees the local part: `local` hands it out, and sums over it 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,20 +45,19 @@ def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
     return sums[:-1] / sums[-1]
 
 
-@torch.no_grad()
 def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by their means over all ranks, in one collective; mutated.
 
     Args:
-        tensors: of the same number and shapes on every rank.
+        tensors: of one device, and of the same number and shapes on every rank.
     """
-    if world_size() == 1 or not tensors:
-        return
-    flat = torch.cat([t.flatten().float() for t in tensors])
-    dist.all_reduce(flat)
-    parts = (flat / world_size()).split([t.numel() for t in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
+
+    def mean(flat: Tensor) -> Tensor:
+        flat = flat.float()
+        dist.all_reduce(flat)
+        return flat / world_size()
+
+    _exchange_(tensors, mean)
 
 
 def first_ranks_(tensors: Sequence[Tensor]) -> None:
@@ -67,10 +66,20 @@ def first_ranks_(tensors: Sequence[Tensor]) -> None:
     Args:
         tensors: of one device, and of the same number and shapes on every rank.
     """
+
+    def first(flat: Tensor) -> Tensor:
+        dist.broadcast(flat, 0)
+        return flat
+
+    _exchange_(tensors, first)
+
+
+@torch.no_grad()
+def _exchange_(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> None:
+    """Replace tensors by what a collective makes of all of them in one row; left alone in a single process."""
     if world_size() == 1 or not tensors:
         return
-    flat = torch.cat([t.flatten() for t in tensors])
-    dist.broadcast(flat, 0)
+    flat = collective(torch.cat([t.flatten() for t in tensors]))
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
