@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
+from cggm.wrapped import complete_state
 from helpers import CLASSES, backward, batches, flat, small_model, train, wrap
 
 APPLICATIONS = ["feature", "gradient", "update"]
@@ -47,6 +48,18 @@ def test_every_optimizer_of_torch_learns_and_resumes_bit_for_bit(base):
     for each, its in ((model, optimizer), (twin, resumed)):
         train(each, its, steps=3, seed=4)
     assert torch.equal(flat(twin), flat(model))
+
+
+def test_adagrad_gets_the_state_of_parameters_added_later():
+    """torch 2.11 makes it in the constructor alone; later versions in the step as well."""
+    first, later = nn.Linear(2, 3), nn.Linear(3, 2)
+    optimizer = torch.optim.Adagrad(first.parameters(), initial_accumulator_value=0.25)
+    optimizer.state[first.weight]["sum"].fill_(7.0)
+    optimizer.add_param_group({"params": list(later.parameters())})
+    complete_state(optimizer)
+    assert optimizer.state[later.weight]["step"] == 0
+    assert torch.equal(optimizer.state[later.weight]["sum"], torch.full((2, 3), 0.25))
+    assert torch.equal(optimizer.state[first.weight]["sum"], torch.full((3, 2), 7.0))  # left alone
 
 
 def muon_with_adam(model):

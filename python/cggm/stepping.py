@@ -15,7 +15,7 @@ from .folded import Folding
 from .multimodal import MultimodalModel
 from .pending import PendingStep
 from .policies.base import Application, Policy
-from .wrapped import WrappedOptimizer
+from .wrapped import WrappedOptimizer, complete_state
 
 _NONE = Modulation()
 
@@ -81,6 +81,7 @@ class Stepping:
 
         updated = self._application == "update" and (closure is not None or pending.balance is not None)
         scaling = UpdateScaling(self._model.modalities.owned()) if updated else None
+        complete_state(self._optimizer.base)
         if closure is None:
             self._clip()
             result = self._optimizer.base.step()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
+from torch.optim import LBFGS, Adagrad, Muon, Optimizer, SparseAdam
 
 from .folded import Folding, is_watched
 
@@ -147,3 +147,13 @@ class WrappedOptimizer(Optimizer):
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         raise NotImplementedError
+
+
+def complete_state(optimizer: Optimizer) -> None:
+    """Give Adagrad the state of parameters added after it was made, which torch 2.11 leaves out and then asks for."""
+    if type(optimizer) is not Adagrad:
+        return
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    new = [p for p in parameters if not optimizer.state.get(p)]
+    if new:
+        optimizer.state.update(Adagrad(new, **optimizer.defaults).state)

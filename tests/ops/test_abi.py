@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import cggm_ops
 
 OLDEST = (2, 11)
+ROOT = Path(__file__).resolve().parents[2]
 HEADERS = Path(torch.__file__).parent / "include" / "torch" / "csrc"
 SHIMS = [
     *(HEADERS / "stable" / "c").glob("*.h"),
@@ -47,6 +49,22 @@ def test_headers_tell_versions():
     assert functions["aoti_torch_get_data_ptr"] <= OLDEST
     if "torch_library_def_with_tags" in functions:
         assert functions["torch_library_def_with_tags"] == (2, 12)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+def test_the_module_compiles_with_the_pybind11_inside_torch_2_11(tmp_path):
+    """Which refuses to be read where the stable interface of torch is asked for, as all other files here do."""
+    folder = tmp_path / "pybind11"
+    folder.mkdir()
+    (folder / "pybind11.h").write_text(
+        "#if defined(TORCH_STABLE_ONLY) || defined(TORCH_TARGET_VERSION)\n#error stable interface\n#endif\n"
+        "#include_next <pybind11/pybind11.h>\n"
+    )
+    includes = [tmp_path, ROOT / "csrc", HEADERS.parents[1], sysconfig.get_path("include")]
+    command = ["c++", "-std=c++17", "-fsyntax-only", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    command += [f"-I{path}" for path in includes] + [str(ROOT / "csrc" / "module.cpp")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
 
 
 @pytest.mark.skipif(cggm_ops.build_info() is None, reason="no compiled extension here")
