@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,9 @@ def wrap(
     model: nn.Module, base: torch.optim.Optimizer | None = None, policy: Policy | None = None, **options
 ) -> CGGMOptimizerWrapper:
     base = torch.optim.SGD(model.parameters(), lr=0.1) if base is None else base
-    encoders = {m: f"encoders.{m}" for m in model.modalities}
-    return CGGMOptimizerWrapper(
-        base, model, **{"encoders": encoders, "head": "head", "policy": policy} | options
-    )
+    if "encoders" not in options:
+        options["encoders"] = {m: f"encoders.{m}" for m in model.modalities}
+    return CGGMOptimizerWrapper(base, model, **{"head": "head", "policy": policy} | options)
 
 
 def backward(
@@ -78,3 +77,12 @@ def train(model: nn.Module, optimizer: CGGMOptimizerWrapper, steps: int = 8, **o
 def flat(model: nn.Module) -> Tensor:
     """All of the model's own parameters in one vector, without the attached classifiers'."""
     return torch.cat([value.flatten().clone() for value in model.state_dict().values()])
+
+
+def in_buffers(optimizer: CGGMOptimizerWrapper, parameters: Iterable[Tensor]) -> bool:
+    """Whether every gradient lies in one of the buffers of `flatten=True`."""
+    memory = [(b.data_ptr(), b.data_ptr() + b.nbytes) for b in optimizer.gradient_buffers]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return bool(grads) and all(
+        any(start <= g.data_ptr() and g.data_ptr() + g.nbytes <= end for start, end in memory) for g in grads
+    )

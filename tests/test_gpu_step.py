@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from cggm import CGGM, UnimodalLosses
-from helpers import batches, flat, small_model, wrap
+from helpers import batches, flat, in_buffers, small_model, wrap
 from test_methods_training import POLICIES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -49,6 +49,14 @@ def test_a_step_that_clips_never_waits(optimizer):
 @pytest.mark.parametrize("policy", [*CAPTURED, *POLICIES.values()], ids=repr)
 def test_a_step_never_waits(optimizer, policy):
     take_steps_without_waiting(*make(policy, optimizer))
+
+
+@each_optimizer
+@pytest.mark.parametrize("apply", ["feature", "gradient"])
+def test_a_step_with_gradients_in_a_buffer_never_waits(optimizer, apply):
+    model, wrapper = make(CGGM(), optimizer, apply=apply, flatten=True)
+    take_steps_without_waiting(model, wrapper)
+    assert in_buffers(wrapper, model.parameters())
 
 
 def take_steps_without_waiting(model, optimizer):

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .application import Owned
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
+from .flat import FlatGradients
 from .head_split import HeadSplit
 from .modalities import Modalities, find_module, submodule, unwrap
 from .policies.base import Application, Policy
@@ -29,6 +31,7 @@ class MultimodalModel:
         classifiers: as in `build_classifiers`.
         policy: what it does at the encoders' outputs, and what it reads.
         application: where its coefficients act.
+        flatten: whether gradients are laid out in buffers.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; nothing has been attached then.
@@ -43,6 +46,7 @@ class MultimodalModel:
         classifiers: Mapping[str, Any] | str | None,
         policy: Policy,
         application: Application,
+        flatten: bool,
     ) -> None:
         self._model, given = _check_model(model), model
         self._head_path, found = find_module(self._model, head, "head")
@@ -51,6 +55,7 @@ class MultimodalModel:
         named = dict(zip(self.modalities.names, self.modalities.encoders(), strict=True))
         self.classifiers: UnimodalClassifiers = build_classifiers(classifiers, named, found)
         self.replicas = ClassifierReplicas(given, self.classifiers)
+        self.flat = FlatGradients(self._model, self.modalities, self.replicas) if flatten else None
         self.responses: Responses | HeadSplit | None = None
         if policy.reads == "responses" and self.replicas.sharded:
             raise ValueError(
@@ -73,6 +78,19 @@ class MultimodalModel:
     def head_weight(self) -> Tensor:
         """The head's weight, `[C, H]`."""
         return submodule(self._model, self._head_path).weight
+
+    def backward_started(self) -> None:
+        """Have done what comes at the end of the backward pass that calls this."""
+        self.replicas.backward_started()
+        if self.flat is not None:
+            self.flat.backward_started()
+
+    def gathered(self, owned: Owned, policy: Policy) -> Owned:
+        """What the coefficients are to multiply: `owned`, or its segments where gradients are laid out in buffers."""
+        if self.flat is None:
+            return owned
+        self.flat.gather()
+        return owned if policy.noise else self.flat.segments  # each tensor has noise of its own strength
 
     def head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of the head's weight and of the classifiers' output weights, each of the head's shape.

@@ -45,6 +45,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             `"update"`: on what the optimizer does to the parameters, which survives the normalisation of Adam
             and kin. `"auto"`: what the policy prefers with this optimizer.
         classifier_lr: learning rate of the unimodal classifiers, by default that of the head's group.
+        flatten: True lays gradients out in `gradient_buffers`, every `.grad` a view, by the end of backward.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; the message names it and the mend.
@@ -78,6 +79,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         classifiers: Mapping[str, Any] | str | None = None,
         apply: Literal["auto", "feature", "gradient", "update"] = "auto",
         classifier_lr: float | None = None,
+        flatten: bool = False,
     ) -> None:
         super().__init__(optimizer)
         self.policy = CGGM() if policy is None else policy
@@ -90,6 +92,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             classifiers=classifiers,
             policy=self.policy,
             application=self.application,
+            flatten=flatten,
         )
         if self.application == "update":
             check_updated(self._model.modalities.owned(), self.modalities, optimizer)
@@ -118,6 +121,11 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
     def modalities(self) -> tuple[str, ...]:
         """The modalities' names, in the order of every `[M]` tensor."""
         return self._model.modalities.names
+
+    @property
+    def gradient_buffers(self) -> tuple[Tensor, ...]:
+        """With `flatten=True` all gradients, modality by modality: `[N]` per dtype and device, none before backward."""
+        return () if self._model.flat is None else self._model.flat.buffers
 
     def balance(self, loss: Tensor, target: Tensor) -> Tensor:
         """The loss to go backward from: the multimodal loss, the classifiers' losses and the direction term.
@@ -150,7 +158,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
 
     def _backward_started(self, _gradient: Tensor) -> None:
         self._pending.mark_backward()
-        self._model.replicas.backward_started()
+        self._model.backward_started()
 
     def modulate(self) -> None:
         """Apply the coefficients to the gradients now, and measure them; `step()` does it where nobody has.
@@ -171,6 +179,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         owned = self._model.modalities.with_gradients(self._pending.backward_ran, self.base)
         policy, balance = self._pending.policy, self._pending.balance
         self._model.replicas.average_gradients_()
+        owned = self._model.gathered(owned, policy)
         heads = self._model.head_gradients()
         waits = wait and self._stepping.may_wait(policy)
         application = "feature" if waits else self.application  # which leaves these gradients alone

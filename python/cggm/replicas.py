@@ -96,6 +96,20 @@ class ClassifierReplicas:
             "encoders' outputs"
         )
 
+    def check_gradients_free(self) -> None:
+        """Refuse a setting in which gradients have their place in memory already.
+
+        Raises:
+            ValueError: they are shards, or views of DistributedDataParallel's buckets.
+        """
+        if self.sharded or (self._reducer is not None and self._reducer.gradient_as_bucket_view):
+            other = (
+                "fully_shard()" if self.sharded else "DistributedDataParallel(gradient_as_bucket_view=True)"
+            )
+            raise ValueError(
+                f"flatten=True and {other} would both lay the gradients out; leave one of them out"
+            )
+
     def _note_reducer(self, _module: nn.Module, _arguments: tuple) -> None:
         # Some frameworks hand the bare module out while they run it inside the reducer.
         active = None if torch.compiler.is_compiling() else DistributedDataParallel._get_active_ddp_module()
