@@ -208,7 +208,8 @@ class UpdateScaling:
         trainable = [(local(p.detach()), owner) for p, owner in owned if p.requires_grad]
         self._parameters = [p for p, _ in trainable]
         self._owners = [owner for _, owner in trainable]
-        self._before = [p.clone() for p in self._parameters]
+        self._before = [torch.empty_like(p) for p in self._parameters]
+        torch._foreach_copy_(self._before, self._parameters)  # `clone` would be a launch for each
 
     def apply(self, coefficients: Tensor) -> None:
         """Rescale the step that was taken since construction by the coefficients `[M]`."""

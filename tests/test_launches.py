@@ -1,0 +1,68 @@
+"""What balancing adds to a step is a fixed number of operations, however many parameters the model has."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cggm.policies import CGGM, DGL, OGMGE, NormEqualization, UnimodalLosses
+from helpers import batches, small_model, wrap
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, foreach=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, foreach=True),  # takes its own step
+}
+POLICIES = [
+    CGGM(),
+    CGGM(lam=0.1),
+    CGGM.released(),
+    UnimodalLosses(),
+    NormEqualization(),
+    OGMGE(noise=False),
+    DGL(),
+]
+CASES = [(p, apply) for p in POLICIES for apply in p.applications(adaptive=False)]
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations; each is one launch on a GPU at the most, or a fixed number of them over lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not (
+            function.is_view or function.name().startswith("aten::empty")
+        )  # which launch nothing
+        return function(*args, **(kwargs or {}))
+
+
+def operations(layers, policy, apply, optimizer):
+    """Of `balance()`, and of `step()`, with so many layers more in every encoder."""
+    model = small_model()
+    for encoder in model.encoders.values():
+        encoder.extend(nn.Linear(4, 4) for _ in range(layers))
+    wrapper = wrap(model, OPTIMIZERS[optimizer](model.parameters()), policy, apply=apply)
+    counts = []
+    for inputs, target in batches(3):
+        wrapper.zero_grad()
+        loss = F.cross_entropy(model(*inputs), target)
+        with Counter() as balancing:
+            loss = wrapper.balance(loss, target)
+        loss.backward()
+        with Counter() as stepping:
+            wrapper.step()
+        counts.append((balancing.count, stepping.count))
+    return counts[-1]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("policy", "apply"), CASES, ids=str)
+def test_operations_do_not_grow_with_the_model(policy, apply, optimizer):
+    balancing, stepping = operations(1, policy, apply, optimizer)
+    assert operations(40, policy, apply, optimizer) == (balancing, stepping)
+    assert balancing < 60
+    assert stepping < 60
