@@ -115,7 +115,7 @@ def _register(library: torch.library.Library, name: str, kind: str) -> None:
         function = definition if name == "reference" else _in_triton(op)
         with warnings.catch_warnings():  # replacing what is there is the purpose
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
-            library.impl(op, function, kind.upper())
+            library.impl(op, function, kind.upper(), allow_override=True)  # torch 2.11 refuses it else
 
 
 def _in_triton(op: str) -> Callable[..., Any]:

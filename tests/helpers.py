@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,9 +79,9 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([value.flatten().clone() for value in model.state_dict().values()])
 
 
-def in_buffers(optimizer: CGGMOptimizerWrapper, parameters: Iterable[Tensor]) -> bool:
-    """Whether every gradient lies in one of the buffers of `flatten=True`."""
-    memory = [(b.data_ptr(), b.data_ptr() + b.nbytes) for b in optimizer.gradient_buffers]
+def in_buffers(buffers: Sequence[Tensor], parameters: Iterable[Tensor]) -> bool:
+    """Whether every gradient lies in one of the buffers of `flatten=True`, taken before backward: reading gathers."""
+    memory = [(b.data_ptr(), b.data_ptr() + b.nbytes) for b in buffers]
     grads = [p.grad for p in parameters if p.grad is not None]
     return bool(grads) and all(
         any(start <= g.data_ptr() and g.data_ptr() + g.nbytes <= end for start, end in memory) for g in grads

@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import processes
 from cggm import CGGM, UnimodalLosses
-from helpers import backward, batches, flat, in_buffers, small_model, train, wrap
+from helpers import SmallModel, backward, batches, flat, in_buffers, small_model, train, wrap
 
 ENCODERS = {m: f"encoders.{m}" for m in ("audio", "image")}
 
@@ -25,12 +26,13 @@ def in_two_processes(rank):
         run = DistributedDataParallel(model)
         torch.manual_seed(7)
         optimizer = wrap(run.module, sgd(model), CGGM(smoothing=0.3), flatten=flatten, apply="gradient")
+        buffers = optimizer.gradient_buffers
         for inputs, target in batches(4):
             optimizer.zero_grad()
             rows = slice(16 * rank, 16 * rank + 16)
             loss = F.cross_entropy(run(*[x[rows] for x in inputs]), target[rows])
             optimizer.balance(loss, target[rows]).backward()
-            assert not flatten or in_buffers(optimizer, model.parameters())
+            assert not flatten or in_buffers(buffers, model.parameters())
             optimizer.step()
         results[name] = flat(model)
     for refused in (
@@ -80,3 +82,32 @@ def test_one_collective_over_the_buffer_trains_as_one_process_does():
     first, second = processes.run(with_one_collective, 2)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, flat(model), rtol=1e-4, atol=2e-5)
+
+
+class Experts(SmallModel):
+    """Of two layers after the head, every process uses its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+        self.used = 0
+
+    def forward(self, *inputs):
+        return self.experts[self.used](super().forward(*inputs))
+
+
+def with_own_experts(rank):
+    torch.manual_seed(0)
+    model = Experts()
+    model.used = rank
+    optimizer = wrap(model, sgd(model), UnimodalLosses(), flatten=True)
+    backward(model, optimizer, *next(batches(1, seed=rank)))
+    own = model.experts[rank].weight.grad.clone()
+    for buffer in optimizer.gradient_buffers:
+        dist.all_reduce(buffer)
+    return own, model.experts[rank].weight.grad
+
+
+def test_processes_have_the_same_buffers_whichever_parameters_they_use():
+    for own, reduced in processes.run(with_own_experts, 2):
+        assert torch.equal(reduced, own)  # the other process added zeros

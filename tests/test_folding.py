@@ -44,6 +44,20 @@ def test_what_is_not_folded_is_stepped_by_the_optimizer_itself(case):
     assert not torch.equal(flat(model), before)
 
 
+def test_a_parameter_that_changes_its_layout_between_steps_is_seen():
+    """`model.to(memory_format=...)` changes what is in a parameter and leaves the optimizer's state as it was."""
+    model = small_model()
+    optimizer = wrap(
+        model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), POLICY, apply="gradient"
+    )
+    train(model, optimizer, steps=1)
+    weight = model.fusion.weight
+    with torch.no_grad():
+        weight.data = weight.data.t().contiguous().t()
+    train(model, optimizer, steps=1)
+    assert "momentum_buffer" in optimizer.folding.refusal()
+
+
 def test_a_scheduler_of_the_base_is_seen():
     model = small_model()
     base = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -187,7 +187,8 @@ def gradient_norms(owned: Owned, coefficients: Tensor, waiting: bool = False) ->
     """
     squared = torch.zeros(coefficients.numel(), dtype=torch.float64, device=coefficients.device)  # [M]
     for (_, groups), (grads, owners) in _by_place(_gradients(owned)).items():
-        squares = torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).double().square()  # [S]
+        wide = torch.float64 if any(g.dtype is torch.float64 for g in grads) else torch.float32
+        squares = torch.stack(torch._foreach_norm(grads, dtype=wide)).double().square()  # [S]
         sums = list(torch.zeros_like(squared, device=squares.device))
         runs = [(owner, len(list(run))) for owner, run in groupby(owners)]  # one modality after the other
         for (owner, _), part in zip(runs, squares.split([length for _, length in runs]), strict=True):

@@ -27,8 +27,8 @@ class FlatGradients:
     """Keeps the gradients of a model in one buffer per dtype and device, of which every `p.grad` is a view.
 
     Backward makes gradients wherever it likes; `gather` moves those that are not views yet into the buffers, and
-    leaves views. A parameter has its place in a buffer from its first gradient on. Where it has none this time,
-    `p.grad` stays None and its place holds zeros.
+    leaves views. Every parameter that can be trained has its place; where it has no gradient, `p.grad` stays None and
+    its place holds zeros. So processes that train one model have the same buffers.
 
     Args:
         model: the user's model with the unimodal classifiers, out of its wrappers.
@@ -45,10 +45,10 @@ class FlatGradients:
         self._forget()
 
     def _forget(self) -> None:
-        self.buffers: tuple[Tensor, ...] = ()
+        self._buffers: tuple[Tensor, ...] = ()
         self.segments: list[tuple[Segment, int]] = []  # with the indices of their modalities
-        self._views: dict[Tensor, Tensor] = {}  # into the buffers, by parameter
-        self._first: list[Tensor] = []  # view into each buffer
+        self._places: dict[Tensor, tuple[Tensor, int]] = {}  # parameter -> view of a buffer, its address
+        self._gaps: list[Tensor] = []  # what no gradient fills, for the sake of alignment
         self._known: tuple[Any, list[tuple[Tensor, int]]] = (None, [])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,34 +59,56 @@ class FlatGradients:
         self._forget()  # gradients of a copy are no views
 
     def backward_started(self) -> None:
-        """Gather at the end of the backward pass that calls this, after what others do at its end."""
+        """Gather at the end of the backward pass that calls this, after what others have queued in it."""
         engine = torch.autograd.Variable._execution_engine
-        engine.queue_callback(lambda: engine.queue_callback(self.gather))
+        if not torch.compiler.is_compiling():  # which has no such queue: the step gathers
+            engine.queue_callback(lambda: engine.queue_callback(self._gather_unless_recorded))
+
+    def _gather_unless_recorded(self) -> None:
+        if not any(
+            p.grad is not None and p.grad.requires_grad for p, _ in self._parameters()
+        ):  # create_graph=True
+            self.gather()
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """The buffers, one `[N]` per dtype and device, with all gradients in them as they are now."""
+        self.gather()
+        return self._buffers
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Make every gradient a view of its buffer.
+        """Make every gradient a view of its buffer, and everything else there zero.
 
         Raises:
-            RuntimeError: a sparse gradient, or what `replicas` refuses; every gradient is left as it was.
+            RuntimeError: a sparse gradient.
+            ValueError: what `replicas` refuses; every gradient is left as it was.
         """
         self._replicas.check_gradients_free()
-        if any(_memory(view) != _memory(b) for view, b in zip(self._first, self.buffers, strict=True)):
-            self._forget()  # model.to(...) has moved the views' contents elsewhere
         parameters = [p for p, _ in self._parameters()]
-        moved = [p for p in parameters if p.grad is not None and p.grad is not self._views.get(p)]
+        moved = [p for p in parameters if p.grad is not None and not self._is_in_place(p)]
         for parameter in moved:
             _check(parameter.grad)
-        if any(not _fits(p.grad, self._views.get(p)) for p in moved):
+        is_new = any(p.requires_grad and p not in self._places for p in parameters)
+        if is_new or not all(map(self._fits, moved)):
             self._lay_out()
             moved = [p for p in parameters if p.grad is not None]
         if moved:
-            torch._foreach_copy_([self._views[p] for p in moved], [p.grad for p in moved])
+            torch._foreach_copy_([self._places[p][0] for p in moved], [p.grad for p in moved])
             for parameter in moved:
-                parameter.grad = self._views[parameter]
-        missing = [view for p, view in self._views.items() if p.grad is None]
-        if missing:
-            torch._foreach_zero_(missing)
+                parameter.grad = self._places[parameter][0]
+        empty = self._gaps + [view for p, (view, _) in self._places.items() if p.grad is None]
+        if empty:
+            torch._foreach_zero_(empty)
+
+    def _is_in_place(self, parameter: Tensor) -> bool:
+        """Whether its gradient is the view, and the view is where it was: `model.to(...)` moves what is in it."""
+        view, address = self._places.get(parameter, (None, 0))
+        return view is parameter.grad and view.data_ptr() == address
+
+    def _fits(self, parameter: Tensor) -> bool:
+        """Whether its gradient can be copied into its place."""
+        view, address = self._places.get(parameter, (None, 0))
+        return view is not None and view.data_ptr() == address and _kind(view) == _kind(parameter.grad)
 
     def _parameters(self) -> list[tuple[Tensor, int]]:
         """The model's parameters with their modalities' indices, in order, the rest of the model last."""
@@ -98,31 +120,29 @@ class FlatGradients:
         return self._known[1]
 
     def _lay_out(self) -> None:
-        """Make buffers for all parameters that have, or had, a gradient."""
-        places: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, int, Tensor]]] = {}
+        """Make buffers for all parameters that can be trained, or have a gradient all the same."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, int, Tensor]]] = {}
         for parameter, owner in self._parameters():
-            like = self._views.get(parameter) if parameter.grad is None else parameter.grad
-            if like is not None:
-                places.setdefault((like.dtype, like.device), []).append((parameter, owner, like))
-        self.segments, buffers, views, firsts = [], [], {}, []
-        for (dtype, device), members in places.items():
+            if parameter.requires_grad or parameter.grad is not None or parameter in self._places:
+                like = parameter if parameter.grad is None else parameter.grad
+                kinds.setdefault((like.dtype, like.device), []).append((parameter, owner, like))
+        self.segments, self._places, self._gaps, buffers = [], {}, [], []
+        for (dtype, device), members in kinds.items():
             room = _ALIGNMENT // dtype.itemsize
             spans = [-(-like.numel() // room) * room for _, _, like in members]
             buffer, offset = torch.zeros(sum(spans), dtype=dtype, device=device), 0
             buffers.append(buffer)
-            firsts.append(members[0][0])
             for owner, run in groupby(zip(members, spans, strict=True), key=lambda one: one[0][1]):
                 start = offset
                 for (parameter, _, like), span in run:
-                    views[parameter] = _view(buffer, offset, like)
+                    view = _view(buffer, offset, like)
+                    self._places[parameter] = (view, view.data_ptr())
+                    if like.numel() < span:
+                        self._gaps.append(buffer[offset + like.numel() : offset + span])
                     offset += span
                 if owner < len(self._modalities.names):
                     self.segments.append((Segment(buffer[start:offset]), owner))
-        self.buffers, self._views, self._first = tuple(buffers), views, [views[p] for p in firsts]
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+        self._buffers = tuple(buffers)
 
 
 def _view(buffer: Tensor, offset: int, like: Tensor) -> Tensor:
@@ -132,10 +152,8 @@ def _view(buffer: Tensor, offset: int, like: Tensor) -> Tensor:
     return buffer[offset : offset + like.numel()].view(like.shape)
 
 
-def _fits(gradient: Tensor, view: Tensor | None) -> bool:
-    if view is None:
-        return False
-    return (gradient.shape, gradient.dtype, gradient.device) == (view.shape, view.dtype, view.device)
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _check(gradient: Tensor) -> None:

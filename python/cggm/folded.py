@@ -38,7 +38,8 @@ class Folding:
         self._forget()
 
     def _forget(self) -> None:
-        self._fitting: tuple[list[Tensor], list[Entry]] = ([], [])  # parameters and states whose layouts fit
+        # Parameters and states whose layouts fit, and where the parameters lay then: `model.to(...)` moves them.
+        self._fitting: tuple[list[Tensor], list[Entry], list[int]] = ([], [], [])
         self._entries: list[Entry] = []  # the states of the parameters, in their order
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,7 +113,8 @@ class Folding:
         """Looked into once for the same parameters with the same states; torch keeps the layouts of what it makes."""
         state = self._base.state
         entries = list(state.values())
-        if _same(self._fitting[0], parameters) and _same(self._fitting[1], entries):
+        known, known_entries, places = self._fitting
+        if _same(known, parameters) and _same(known_entries, entries) and places == _addresses(parameters):
             return None
         for parameter in parameters:
             if type(parameter) not in _PLAIN or parameter.dtype not in DTYPES:
@@ -129,7 +131,7 @@ class Folding:
         ranges = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in parameters if p.numel())
         if any(end > start for (_, end), (start, _) in pairwise(ranges)):
             return "two parameters share memory, and have to be stepped one after the other"
-        self._fitting = (parameters, entries)
+        self._fitting = (parameters, entries, _addresses(parameters))
         self._entries = [state.get(p, {}) for p in parameters]
         return None
 
@@ -143,6 +145,10 @@ def is_watched(optimizer: Optimizer) -> bool:
         or torch_optimizer._global_optimizer_pre_hooks
         or torch_optimizer._global_optimizer_post_hooks
     )
+
+
+def _addresses(parameters: list[Tensor]) -> list[int]:
+    return [p.data_ptr() for p in parameters]
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:

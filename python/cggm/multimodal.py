@@ -86,7 +86,7 @@ class MultimodalModel:
             self.flat.backward_started()
 
     def gathered(self, owned: Owned, policy: Policy) -> Owned:
-        """What the coefficients are to multiply: `owned`, or its segments where gradients are laid out in buffers."""
+        """What the coefficients are to multiply: `owned`, or the buffers' segments, where gradients are laid out."""
         if self.flat is None:
             return owned
         self.flat.gather()

@@ -100,6 +100,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._stepping = Stepping(self, self._model, self.application)
 
         self._pending = PendingStep(self.policy)
+        self._figures: Mapping[str, Tensor] = {}
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
         self.statistics = Statistics({})
 
@@ -124,8 +125,8 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
 
     @property
     def gradient_buffers(self) -> tuple[Tensor, ...]:
-        """With `flatten=True` all gradients, modality by modality: `[N]` per dtype and device, none before backward."""
-        return () if self._model.flat is None else self._model.flat.buffers
+        """With `flatten=True` all gradients as they are now, modality by modality: one `[N]` per dtype and device."""
+        return () if self._model.flat is None else self._model.flat.buffers()
 
     def balance(self, loss: Tensor, target: Tensor) -> Tensor:
         """The loss to go backward from: the multimodal loss, the classifiers' losses and the direction term.
@@ -179,11 +180,11 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         owned = self._model.modalities.with_gradients(self._pending.backward_ran, self.base)
         policy, balance = self._pending.policy, self._pending.balance
         self._model.replicas.average_gradients_()
-        owned = self._model.gathered(owned, policy)
+        multiplied = self._model.gathered(owned, policy)
         heads = self._model.head_gradients()
         waits = wait and self._stepping.may_wait(policy)
         application = "feature" if waits else self.application  # which leaves these gradients alone
-        measured = modulate_gradients_(owned, policy, application, balance.coefficients, heads)
+        measured = modulate_gradients_(multiplied, policy, application, balance.coefficients, heads)
         measured |= {"scores": self._pending.scores, "coefficients": balance.coefficients, **self._figures}
         self._pending.remember(direction.turn_(policy, self._model, balance, measured["cosines"]))
         norms = partial(gradient_norms, owned, balance.coefficients, waits)
