@@ -50,7 +50,7 @@ def test_a_parameter_that_changes_its_layout_between_steps_is_seen():
     optimizer = wrap(
         model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), POLICY, apply="gradient"
     )
-    train(model, optimizer, steps=1)
+    train(model, optimizer, steps=3)
     weight = model.fusion.weight
     with torch.no_grad():
         weight.data = weight.data.t().contiguous().t()
