@@ -36,6 +36,10 @@ class Failed(Exception):
         self.result = result
 
 
+class TimedOut(Failed):
+    """A program took longer than it may, and was ended."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the whole.
@@ -178,7 +182,8 @@ def run_command(command: Sequence[str], seconds: float, *, show: bool = False, *
         options: as `subprocess.Popen` takes them.
 
     Raises:
-        Failed: it took longer, or its exit status was not 0.
+        TimedOut: it took longer.
+        Failed: its exit status was not 0.
     """
     process = subprocess.Popen(
         command,
@@ -193,7 +198,7 @@ def run_command(command: Sequence[str], seconds: float, *, show: bool = False, *
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise Failed(f"{what}: took more than {seconds:.0f} s and was ended") from None
+        raise TimedOut(f"{what}: took more than {seconds:.0f} s and was ended") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -139,6 +139,7 @@ class Training:
         """One step."""
         self.optimizer.zero_grad()
         self.balance(self.forward()).backward()
+        self.features = []  # with them the graph: its nodes would meet the next step on another stream
         self.optimizer.step()
 
 

@@ -7,10 +7,11 @@ import importlib.machinery
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from cggm_ops import schema
 
@@ -121,10 +122,14 @@ def _register(library: torch.library.Library, name: str, kind: str) -> None:
 def _in_triton(op: str) -> Callable[..., Any]:
     """One operator in Triton, which is imported when the operator is first called."""
 
-    def call(*arguments: Any) -> Any:
+    def call(first: Tensor | Sequence[Tensor], *others: Any) -> Any:
         from cggm_ops import triton
 
-        return getattr(triton, op)(*arguments)
+        tensor = first if isinstance(first, Tensor) else next(iter(first), None)
+        with (
+            contextlib.nullcontext() if tensor is None else torch.cuda.device_of(tensor)
+        ):  # Triton takes the current one
+            return getattr(triton, op)(first, *others)
 
     return call
 

@@ -6,7 +6,6 @@ a fixed order. Triton has no barrier over the grid, hence the second launch.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -220,6 +219,6 @@ def _head_table(tensors: Sequence[Tensor]) -> Tensor:
     return tables.chunk_table(tuple(entries), 0, tensors[0].element_size(), tensors[0].device)
 
 
-@functools.lru_cache(maxsize=64)
+@tables.kept
 def _begins(begins: tuple[int, ...], device: torch.device) -> Tensor:
     return tables.to_device(torch.tensor(begins, dtype=torch.int64), device)

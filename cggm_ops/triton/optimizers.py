@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -156,9 +155,11 @@ def adamw_(
     if not params:
         return
     device = params[0].device
-    applied = 1.0 if found_inf is None else (found_inf.reshape(()) == 0).to(torch.float32)
-    torch._foreach_add_(list(steps), applied)
-    counts = torch.stack([step.reshape(()).double() for step in steps])
+    if found_inf is None:
+        torch._foreach_add_(list(steps), 1.0)
+    else:  # without alpha the number would be read on the host
+        torch._foreach_add_(list(steps), (found_inf.reshape(()) == 0).to(torch.float32), alpha=1)
+    counts = torch.stack([step.reshape(()) for step in steps]).double()  # [S]
     counts = tables.to_device(counts, device) if counts.device != device else counts
     sign = -1.0 if maximize else 1.0
     logs = (_log(beta1), _log(beta2))
@@ -234,7 +235,7 @@ def _log(beta: float) -> float:
     return math.log(beta) if beta > 0 else -math.inf
 
 
-@functools.lru_cache(maxsize=64)
+@tables.kept
 def _settings(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Hyper-parameters in float64: Triton would pass numbers in float32."""
     return tables.to_device(torch.tensor(values, dtype=torch.float64), device)

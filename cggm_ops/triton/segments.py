@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -123,6 +122,6 @@ def _in_one_layout(tensors: Sequence[Tensor], sets: int) -> list[list[Tensor]]:
     return [first, *(rest[start : start + count] for start in range(0, len(rest), count))]
 
 
-@functools.lru_cache(maxsize=64)
+@tables.kept
 def _places(places: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     return tables.to_device(torch.tensor(places, dtype=torch.int64), device)

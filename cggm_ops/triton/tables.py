@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -43,12 +44,25 @@ def entries(lists: Sequence[Sequence[Tensor]], owner: Sequence[int]) -> dict[tor
     return groups
 
 
-@functools.lru_cache(maxsize=64)
-def chunk_table(entries: tuple[Entry, ...], first_sum: int, size: int, device: torch.device) -> Tensor:
-    """Cut tensors into chunks: [chunks, addresses + COLUMNS], on the device; kept while the addresses stay the same.
+def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep the last 64 tables that a function has made for the same arguments.
 
-    A CUDA graph that was captured with a table needs it as long as it is replayed: 64 tables are kept.
+    Not while a CUDA graph is captured: what is copied then is there only when the graph runs, and the graph has to own
+    what it reads as long as it is replayed.
     """
+    cached = functools.lru_cache(maxsize=64)(make)
+
+    @functools.wraps(make)
+    def table(*arguments: Any) -> Tensor:
+        captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        return (make if captured else cached)(*arguments)
+
+    return table
+
+
+@kept
+def chunk_table(entries: tuple[Entry, ...], first_sum: int, size: int, device: torch.device) -> Tensor:
+    """Cut tensors into chunks: [chunks, addresses + COLUMNS], on the device; kept while the addresses stay the same."""
     rows = []
     for addresses, numel, position, modality in entries:
         is_aligned = all(address % ALIGNMENT == 0 for address in addresses)

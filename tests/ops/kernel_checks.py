@@ -20,6 +20,7 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
+from kernel_grid_checks import GRID_CHECKS  # noqa: E402
 from kernel_inputs import (  # noqa: E402
     DTYPES,
     SIZES,
@@ -215,7 +216,7 @@ CHECKS: list[Callable[[str, torch.dtype], None]] = [
 
 def run(device: str, only: str, without: str | None) -> Iterator[str]:
     """Run all checks whose name holds `only` and not `without`; yield what passed."""
-    for check, dtype in itertools.product(CHECKS, DTYPES):
+    for check, dtype in itertools.product(CHECKS + GRID_CHECKS * (device == "cuda"), DTYPES):
         if only in check.__name__ and (without is None or without not in check.__name__):
             check(device, dtype)
             yield f"{check.__name__} {str(dtype).removeprefix('torch.')}"

@@ -1,13 +1,17 @@
 """Triton's kernels without a GPU: right under its interpreter, and fast machine code from its compiler."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cggm_ops
 
@@ -31,6 +35,44 @@ assert abs(total.item() - 1.3863) < 1e-4
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300
     )
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+class ReadsNothing(TorchDispatchMode):
+    """Fails where a tensor's value is read on the host, which on a GPU waits for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.name() not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
+        return function(*args, **(kwargs or {}))
+
+
+@needs_triton
+@pytest.mark.parametrize("found_inf", [None, torch.zeros(1)], ids=["plain", "found_inf"])
+def test_no_operator_waits_for_the_device_on_its_way_to_the_kernels(found_inf):
+    from cggm_ops import triton
+    from cggm_ops.triton import modulate, optimizers, segments
+
+    kernels = [
+        (m, name) for m in (modulate, optimizers, segments) for name in vars(m) if name.endswith("_kernel")
+    ]
+    assert len(kernels) >= 9
+    grads, others, states, squares = ([torch.rand(5), torch.rand(3, 2)] for _ in range(4))
+    coefficients, fusion, unimodal = torch.ones(2), torch.rand(7), [torch.rand(7), torch.rand(7)]
+    scales = ([0, 1], coefficients, coefficients, found_inf)
+    with contextlib.ExitStack() as stack:
+        for module, name in kernels:
+            stack.enter_context(mock.patch.object(module, name, mock.MagicMock()))
+        stack.enter_context(ReadsNothing())
+        triton.scale_(grads, [0, 1], coefficients)
+        triton.modulate_(grads, [0, 1], coefficients, fusion, unimodal)
+        _, products = triton.batched_cosine(fusion, unimodal)
+        triton.batched_cosine_backward(torch.ones(2), products, fusion, unimodal)
+        triton.segment_gram([*grads, *others], 2)
+        triton.segment_combine_(grads, others, torch.ones(2, 2))
+        counters = [torch.zeros(()), torch.zeros((), dtype=torch.float64)]
+        lists = (others, grads, states, squares)
+        triton.adamw_(*lists, counters, *scales, 0.1, 0.9, 0.99, 1e-8, 0.1, True, False)
+        triton.sgd_(*lists[:3], *scales, 0.1, 0.9, 0.0, 0.1, False, False, False)
+    assert counters == [1, 1]
 
 
 def run(program, *arguments, **environment):
