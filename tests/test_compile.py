@@ -106,6 +106,26 @@ def test_a_compiled_step_of_the_wrapped_optimizer(apply):
     assert counter.frame_count >= 1
 
 
+def test_a_compiled_function_around_the_whole_step():
+    """With breaks in the graph, and as slow to compile as it is useless: but it trains the same."""
+    results = []
+    for compiled in (False, True):
+        model = small_model()
+        torch.manual_seed(3)
+        optimizer = wrap(model, policy=POLICIES["stable"])
+
+        def step(inputs, target, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
+            optimizer.step()
+
+        taken = torch.compile(step, backend="eager") if compiled else step
+        for inputs, target in batches(2):
+            taken(inputs, target)
+        results.append(flat(model))
+    assert torch.equal(*results)
+
+
 def test_the_papers_double_backward_cannot_go_through_a_compiled_head():
     model = small_model()
     optimizer = wrap(model, policy=CGGM.paper(rho=1.0))
