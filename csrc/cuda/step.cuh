@@ -49,7 +49,7 @@ struct AdamCorrection {
 };
 constexpr int kMaxCorrections = 8;  // different step counts in one launch
 
-// 0: parameter, 1: gradient, 2: exp_avg, 3: exp_avg_sq
+// 0: parameter, 1: gradient, 2: exp_avg, 3: exp_avg_sq. As many as fit: a thousand would have 32,000 bytes of addresses alone.
 struct AdamTable : StepTable<4, 555> {
   void* steps[kSegmentCapacity];  // counters on the device, or null where the host counts
   uint8_t correction[kSegmentCapacity];
