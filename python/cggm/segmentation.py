@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .constants import constant
-from .tasks import check_batch
+from .targets import check_batch
 
 _SMOOTHING = 1e-6  # what neither has nor should have anything scores 1
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .segmentation import Segmentation
+from .targets import check_batch
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -29,15 +32,6 @@ class Task(Protocol):
     def score(self, output: Tensor, target: Tensor) -> Tensor:
         """Score of the unimodal classifier on this batch."""
         ...
-
-
-def check_batch(output: Tensor, target: Tensor) -> None:
-    """Raise a ValueError unless output and target hold equally many samples."""
-    if target.ndim == 0 or target.shape[0] != output.shape[0]:
-        raise ValueError(
-            f"target must have one row per sample: the classifier's output is {list(output.shape)}, "
-            f"the target {list(target.shape)}; pass balance() the target of the batch that was forwarded"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +202,6 @@ def find_task(task: str | Task) -> Task:
     >>> find_task("multi-label")
     MultiLabel()
     """
-    from .segmentation import Segmentation
-
     named = {
         "classification": Classification,
         "regression": Regression,
