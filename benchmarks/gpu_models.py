@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, NormEqualization, Policy
+from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, NormEqualization
 
 CLASSES = 100
 JOINT, BY_HAND = "joint", "joint and hand-written classifiers"
-WRAPPED: dict[str, Callable[[], tuple[Policy, str]]] = {
-    "CGGM()": lambda: (CGGM(), "auto"),
-    'CGGM(), apply="gradient"': lambda: (CGGM(), "gradient"),
-    "NormEqualization() + ModalityDropout(0.2)": lambda: (NormEqualization() + ModalityDropout(0.2), "auto"),
+WRAPPED: dict[str, Callable[[], dict[str, Any]]] = {  # the wrapper's options
+    "CGGM()": lambda: {"policy": CGGM()},
+    'CGGM(), apply="gradient"': lambda: {"policy": CGGM(), "apply": "gradient"},
+    'CGGM(), apply="gradient", flatten=True': lambda: {
+        "policy": CGGM(),
+        "apply": "gradient",
+        "flatten": True,
+    },
+    "NormEqualization() + ModalityDropout(0.2)": lambda: {
+        "policy": NormEqualization() + ModalityDropout(0.2)
+    },
 }
 WAYS = (JOINT, BY_HAND, *WRAPPED)
 Make = Callable[[Iterable[nn.Parameter], bool], torch.optim.Optimizer]
@@ -111,10 +119,9 @@ class Training:
         self.optimizer = base
         self.wrapper: CGGMOptimizerWrapper | None = None
         if wrapped:
-            policy, apply = WRAPPED[way]()
             encoders = {"audio": "audio", "image": "image"}
             self.optimizer = self.wrapper = CGGMOptimizerWrapper(
-                base, self.model, encoders=encoders, head="head", policy=policy, apply=apply
+                base, self.model, encoders=encoders, head="head", **WRAPPED[way]()
             )
 
     def forward(self) -> Tensor:
