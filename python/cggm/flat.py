@@ -65,9 +65,10 @@ class FlatGradients:
             engine.queue_callback(lambda: engine.queue_callback(self._gather_unless_recorded))
 
     def _gather_unless_recorded(self) -> None:
+        gradients = (p.grad for p, _ in self._parameters())
         if not any(
-            p.grad is not None and p.grad.requires_grad for p, _ in self._parameters()
-        ):  # create_graph=True
+            g is not None and g.requires_grad for g in gradients
+        ):  # create_graph=True: somebody wants the graph
             self.gather()
 
     def buffers(self) -> tuple[Tensor, ...]:
