@@ -5,6 +5,8 @@ from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalL
 from .segmentation import Segmentation
 from .tasks import Classification, Regression, Task
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CGGM",
     "CGGMOptimizerWrapper",

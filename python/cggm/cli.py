@@ -141,10 +141,12 @@ def info() -> int:
     from rich.console import Console
     from rich.table import Table
 
+    import cggm
     import cggm_ops
 
     table = Table(show_header=False)
-    for name in ("cggm", "torch", "triton"):
+    table.add_row("cggm", cggm.__version__)
+    for name in ("torch", "triton"):
         version = metadata.version(name) if importlib.util.find_spec(name) else "not installed"
         table.add_row(name, version)
     table.add_row("python", sys.version.split()[0])

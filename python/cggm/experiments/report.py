@@ -9,7 +9,6 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+import cggm
 import cggm_ops
 
 from .intervals import Interval
@@ -154,7 +154,7 @@ def table(rows: Sequence[Row]) -> Table:
 def environment() -> dict[str, Any]:
     """What a reader needs to know about where the figures come from."""
     return {
-        "cggm": metadata.version("cggm"),
+        "cggm": cggm.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backend": cggm_ops.backend(),
