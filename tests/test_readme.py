@@ -46,9 +46,13 @@ def test_a_make_target_is_one_that_ci_or_this_test_runs(command):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cggm ")])
 def test_a_cggm_command_runs(command, tmp_path):
-    """As written, but for how long it runs: one seed, one epoch, no tuning, files into a temporary folder."""
+    """As written, but for how long it runs: one seed, one epoch, two data sets, no tuning, into a temporary folder."""
     words = [word for word in shlex.split(command.split("#")[0]) if word != "--tune"]
     words[0:1] = [sys.executable, "-m", "cggm"]
+    if "--dataset" in words:
+        first = words.index("--dataset") + 1
+        last = next(i for i in range(first, len(words)) if words[i].startswith("--")) - 1
+        del words[first + 1 : last]
     if words[3] in ("demo", "compare"):
         for option in ("--seeds", "--epochs"):
             if option in words:
