@@ -107,7 +107,7 @@ def test_a_compiled_step_of_the_wrapped_optimizer(apply):
 
 
 def test_a_compiled_function_around_the_whole_step():
-    """With breaks in the graph, and as slow to compile as it is useless: but it trains the same."""
+    """The wrapper's functions stay outside of its graphs, as those of torch's own optimizers do."""
     results = []
     for compiled in (False, True):
         model = small_model()

@@ -30,20 +30,18 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
     (schedulers, `GradScaler`, checkpoints) takes the wrapper.
 
     Args:
-        optimizer: any `torch.optim.Optimizer` over the model's parameters; the wrapper drives it and adds one
-            parameter group, the unimodal classifiers'.
+        optimizer: any `torch.optim.Optimizer` over the model's parameters; gets a group of the classifiers', too.
         model: the model, behind `torch.compile` or `DistributedDataParallel` or not.
-        encoders: modality name -> encoder, by dotted submodule name or module, or a pair of that and the
-            selector of the features in its output. At least two.
+        encoders: at least two; modality name -> encoder, by dotted submodule name or module, or a pair of that and
+            the selector of the features in its output.
         head: the fusion's output layer, by name or module; it has a weight matrix `[C, H]`.
         policy: the balancing method, by default `CGGM()`.
         task: `"classification"`, `"regression"`, or a `Task`.
         classifiers: None for default unimodal classifiers, `"attention"`, or a mapping modality -> module,
             (module, name of its output layer) or width of the features.
-        apply: where coefficients act. `"feature"`: on the gradient entering the encoder at its output, at a cost
-            that does not depend on the number of parameters. `"gradient"`: on the parameters' gradients.
-            `"update"`: on what the optimizer does to the parameters, which survives the normalisation of Adam
-            and kin. `"auto"`: what the policy prefers with this optimizer.
+        apply: where coefficients act. `"feature"`: on the gradient entering the encoder, whatever its size.
+            `"gradient"`: on the parameters' gradients. `"update"`: on what the optimizer does to the parameters,
+            which survives the normalisation of Adam and kin. `"auto"`: what the policy prefers with this optimizer.
         classifier_lr: learning rate of the unimodal classifiers, by default that of the head's group.
         flatten: True lays gradients out in `gradient_buffers`, every `.grad` a view, by the end of backward.
 
@@ -108,8 +106,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
     def active(self) -> bool:
         """Whether the policy acts, True at first; set it from the training loop to start or stop balancing.
 
-        While False the model trains as without the wrapper, and the unimodal classifiers learn on. Not part of
-        checkpoints.
+        While False the model trains as without the wrapper, and the classifiers learn on. Not part of checkpoints.
         """
         return self._pending.policy is self.policy
 
@@ -128,11 +125,12 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         """With `flatten=True` all gradients as they are now, modality by modality: one `[N]` per dtype and device."""
         return () if self._model.flat is None else self._model.flat.buffers()
 
+    @torch._disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
     def balance(self, loss: Tensor, target: Tensor) -> Tensor:
         """The loss to go backward from: the multimodal loss, the classifiers' losses and the direction term.
 
-        Runs the unimodal classifiers on the features of the forward pass just made, and makes the coefficients
-        from their scores. Call it once per forward pass; with gradient accumulation on the undivided loss.
+        Runs the classifiers on the features of the forward pass just made, and makes the coefficients from their
+        scores. Call it once per forward pass; with gradient accumulation on the undivided loss.
 
         Args:
             loss: the multimodal loss, 0-dimensional, with its graph.
@@ -161,11 +159,11 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._pending.mark_backward()
         self._model.backward_started()
 
+    @torch._disable_dynamo
     def modulate(self) -> None:
         """Apply the coefficients to the gradients now, and measure them; `step()` does it where nobody has.
 
-        For whoever clips or inspects gradients between `backward()` and `step()`; the order is unscale, modulate,
-        clip, step. Calling it again before the step does nothing.
+        For whoever clips or inspects gradients: unscale, modulate, clip, step. Called again it does nothing.
 
         Raises:
             RuntimeError: `balance()` was called, but its loss has not gone backward.
@@ -194,6 +192,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._pending.modulated = True
         return waits
 
+    @torch._disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Modulate if that is still to be done, step the wrapped optimizer, and commit the policy's state.
 
@@ -213,6 +212,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             self._tell_junctions()
         return result
 
+    @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget the scores of a step that was skipped."""
         self.base.zero_grad(set_to_none=set_to_none)
