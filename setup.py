@@ -12,11 +12,10 @@ from pathlib import Path
 import setuptools
 from setuptools import find_packages, setup
 
-if (
-    int(setuptools.__version__.split(".")[0]) < 77
-):  # older ones cannot read this pyproject.toml, and say so at length
+# Older ones cannot read this pyproject.toml, and say so at length.
+if int(setuptools.__version__.split(".")[0]) < 77:
     raise SystemExit(
-        f"cggm is built by setuptools 77 or later, found {setuptools.__version__}: pip install -U setuptools"
+        f"cggm needs setuptools 77 or later, found {setuptools.__version__}: pip install -U setuptools"
     )
 
 ROOT = Path(__file__).parent

@@ -126,9 +126,9 @@ def _in_triton(op: str) -> Callable[..., Any]:
         from cggm_ops import triton
 
         tensor = first if isinstance(first, Tensor) else next(iter(first), None)
-        with (
-            contextlib.nullcontext() if tensor is None else torch.cuda.device_of(tensor)
-        ):  # Triton takes the current one
+        # Triton launches on the current device.
+        here = contextlib.nullcontext() if tensor is None else torch.cuda.device_of(tensor)
+        with here:
             return getattr(triton, op)(first, *others)
 
     return call

@@ -225,3 +225,21 @@ def test_cosines_are_those_of_before_a_step_that_writes_into_gradients():
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
         torch.testing.assert_close(optimizer.statistics["cosines"], torch.stack(expected))
+
+
+@pytest.mark.filterwarnings("ignore:encoder .* is frozen")
+def test_update_with_frozen_encoders_and_nothing_balanced():
+    model = small_model()
+    model.encoders.requires_grad_(False)
+    optimizer = wrap(model, apply="update")
+    inputs, target = next(batches(1))
+    before = flat(model)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(*inputs), target)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert not torch.equal(flat(model), before)

@@ -54,9 +54,12 @@ def test_training_is_the_same_to_the_bit(policy, apply, base):
         assert torch.equal(*results)
 
 
+@pytest.mark.parametrize(
+    "policy", [STABLE, MMPareto()], ids=str
+)  # the latter makes gradients at the end of backward
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_gradients_are_views_in_order_after_every_backward(set_to_none):
-    (_, _), (model, optimizer) = twins()
+def test_gradients_are_views_in_order_after_every_backward(set_to_none, policy):
+    (_, _), (model, optimizer) = twins(policy)
     (buffer,) = optimizer.gradient_buffers
     assert not buffer.any()
     for inputs, target in batches(3):

@@ -67,12 +67,16 @@ def converted(flatten, convert):
     return flat(model)
 
 
+def there_and_back(model):
+    model.float().double()
+
+
 def move_one_gradient(model):
     parameter = model.encoders["image"][0].weight
     parameter.grad.data = parameter.grad.data.clone()
 
 
-@pytest.mark.parametrize("convert", [lambda model: None, nn.Module.double, move_one_gradient])
+@pytest.mark.parametrize("convert", [lambda model: None, there_and_back, move_one_gradient])
 def test_contents_that_were_moved_behind_a_view_are_gathered_again(convert):
     assert torch.equal(converted(True, convert), converted(False, convert))
 
@@ -88,6 +92,31 @@ def test_buffers_follow_a_part_of_the_model_that_changes_its_dtype():
     largest = max(float(p.grad.abs().max()) for p in model.encoders["image"].parameters())
     (double,) = (b for b in optimizer.gradient_buffers if b.dtype == torch.float64)
     assert float(double.abs().max()) == largest > 0
+
+
+def in_another_layout(flatten, base):
+    """Training of the convolutions that changes their order of elements while they have no gradients."""
+    torch.manual_seed(0)
+    model = Mixed()
+    optimizer = wrap(model, base(model.parameters()), flatten=flatten, classifiers={"audio": 4, "image": 4})
+    for layout in (torch.channels_last, torch.contiguous_format, torch.channels_last):
+        optimizer.zero_grad()
+        model.encoders["image"].to(memory_format=layout)
+        backward(model, optimizer, *mixed_batch())
+        optimizer.step()
+    return flat(model)
+
+
+FUSED = {
+    "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True, fused=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, fused=True),
+}
+
+
+@pytest.mark.parametrize("base", FUSED)
+def test_a_view_has_the_order_of_elements_that_the_gradient_had(base):
+    """torch's fused kernels pair elements by their place in memory."""
+    assert torch.equal(in_another_layout(True, FUSED[base]), in_another_layout(False, FUSED[base]))
 
 
 def test_the_gaps_between_gradients_hold_nothing_for_long():

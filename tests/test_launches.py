@@ -27,7 +27,7 @@ CASES = [(p, apply) for p in POLICIES for apply in p.applications(adaptive=False
 
 
 class Counter(TorchDispatchMode):
-    """Counts operations; each is one launch on a GPU at the most, or a fixed number of them over lists."""
+    """Counts operations; over a list of tensors one takes as few launches as their addresses fit into."""
 
     def __init__(self):
         super().__init__()

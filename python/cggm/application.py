@@ -210,7 +210,8 @@ class UpdateScaling:
         self._parameters = [p for p, _ in trainable]
         self._owners = [owner for _, owner in trainable]
         self._before = [torch.empty_like(p) for p in self._parameters]
-        torch._foreach_copy_(self._before, self._parameters)  # `clone` would be a launch for each
+        if trainable:  # `clone` would be a launch for each
+            torch._foreach_copy_(self._before, self._parameters)
 
     def apply(self, coefficients: Tensor) -> None:
         """Rescale the step that was taken since construction by the coefficients `[M]`."""

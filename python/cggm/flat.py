@@ -66,9 +66,8 @@ class FlatGradients:
 
     def _gather_unless_recorded(self) -> None:
         gradients = (p.grad for p, _ in self._parameters())
-        if not any(
-            g is not None and g.requires_grad for g in gradients
-        ):  # create_graph=True: somebody wants the graph
+        # With create_graph=True somebody wants the gradients' graph.
+        if not any(g is not None and g.requires_grad for g in gradients):
             self.gather()
 
     def buffers(self) -> tuple[Tensor, ...]:
@@ -109,7 +108,7 @@ class FlatGradients:
     def _fits(self, parameter: Tensor) -> bool:
         """Whether its gradient can be copied into its place."""
         view, address = self._places.get(parameter, (None, 0))
-        return view is not None and view.data_ptr() == address and _kind(view) == _kind(parameter.grad)
+        return view is not None and view.data_ptr() == address and _alike(view, parameter.grad)
 
     def _parameters(self) -> list[tuple[Tensor, int]]:
         """The model's parameters with their modalities' indices, in order, the rest of the model last."""
@@ -124,7 +123,7 @@ class FlatGradients:
         """Make buffers for all parameters that can be trained, or have a gradient all the same."""
         kinds: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, int, Tensor]]] = {}
         for parameter, owner in self._parameters():
-            if parameter.requires_grad or parameter.grad is not None or parameter in self._places:
+            if parameter.requires_grad or parameter.grad is not None:
                 like = parameter if parameter.grad is None else parameter.grad
                 kinds.setdefault((like.dtype, like.device), []).append((parameter, owner, like))
         self.segments, self._places, self._gaps, buffers = [], {}, [], []
@@ -153,8 +152,12 @@ def _view(buffer: Tensor, offset: int, like: Tensor) -> Tensor:
     return buffer[offset : offset + like.numel()].view(like.shape)
 
 
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.device
+def _alike(view: Tensor, gradient: Tensor) -> bool:
+    """Whether a gradient can be copied into a view and be replaced by it: optimizers count on its order of elements."""
+    if (view.shape, view.dtype, view.device) != (gradient.shape, gradient.dtype, gradient.device):
+        return False
+    strides = zip(view.shape, view.stride(), gradient.stride(), strict=True)
+    return not is_dense(gradient) or all(size == 1 or one == other for size, one, other in strides)
 
 
 def _check(gradient: Tensor) -> None:

@@ -148,7 +148,7 @@ def is_watched(optimizer: Optimizer) -> bool:
 
 
 def _addresses(parameters: list[Tensor]) -> list[int]:
-    return [p.data_ptr() for p in parameters]
+    return list(map(Tensor.data_ptr, parameters))
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:

@@ -25,9 +25,8 @@ from .wrapped import WrappedOptimizer
 class CGGMOptimizerWrapper(WrappedOptimizer):
     """Makes any optimizer balance the modalities of a multimodal model.
 
-    Two lines in the training loop beside this constructor: `loss = optimizer.balance(loss, target)` between
-    forward and backward, and the `optimizer.step()` that is there anyway. Everything that takes an optimizer
-    (schedulers, `GradScaler`, checkpoints) takes the wrapper.
+    Two lines in the training loop beside this constructor: `loss = optimizer.balance(loss, target)` between forward and
+    backward, and the `optimizer.step()` that is there anyway. Whatever takes an optimizer takes the wrapper.
 
     Args:
         optimizer: any `torch.optim.Optimizer` over the model's parameters; gets a group of the classifiers', too.
