@@ -146,9 +146,10 @@ def info() -> int:
 
     table = Table(show_header=False)
     table.add_row("cggm", cggm.__version__)
-    for name in ("torch", "triton"):
-        version = metadata.version(name) if importlib.util.find_spec(name) else "not installed"
-        table.add_row(name, version)
+    table.add_row("torch", torch.__version__)
+    table.add_row(
+        "triton", metadata.version("triton") if importlib.util.find_spec("triton") else "not installed"
+    )
     table.add_row("python", sys.version.split()[0])
     table.add_section()
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
