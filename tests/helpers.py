@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cggm import CGGMOptimizerWrapper, Policy
 
@@ -86,3 +87,13 @@ def in_buffers(buffers: Sequence[Tensor], parameters: Iterable[Tensor]) -> bool:
     return bool(grads) and all(
         any(start <= g.data_ptr() and g.data_ptr() + g.nbytes <= end for start, end in memory) for g in grads
     )
+
+
+class NoHostRead(TorchDispatchMode):
+    """Fails where a tensor's value is read on the host, which on a GPU waits for it."""
+
+    WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.name() not in self.WAITING, function
+        return function(*args, **(kwargs or {}))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cggm.experiments.datasets import DATASETS
 from cggm.tasks import find_task
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,7 @@ def test_a_cggm_command_runs(command, tmp_path):
     if "--dataset" in words:
         first = words.index("--dataset") + 1
         last = next(i for i in range(first, len(words)) if words[i].startswith("--")) - 1
+        assert set(words[first : last + 1]) <= set(DATASETS)
         del words[first + 1 : last]
     if words[3] in ("demo", "compare"):
         for option in ("--seeds", "--epochs"):
