@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import compiled_autograd
 from torch.nn import functional as F
 
 from cggm.policies import OGMGE
@@ -150,6 +151,23 @@ def test_gradients_keep_the_graph_that_create_graph_asks_for():
             optimizer.step()
         results.append(flat(model))
     assert torch.equal(*results)
+
+
+def test_a_compiled_backward_has_no_end_to_gather_at_and_the_step_does_it():
+    results = []
+    for flatten in (False, True):
+        model = small_model()
+        torch.manual_seed(3)
+        optimizer = wrap(model, flatten=flatten)
+        for inputs, target in batches(2):
+            optimizer.zero_grad()
+            loss = optimizer.balance(F.cross_entropy(model(*inputs), target), target)
+            with compiled_autograd._enable(torch.compile(backend="eager")):
+                loss.backward()
+            optimizer.step()
+        results.append(flat(model))
+    assert torch.equal(*results)
+    assert in_buffers(optimizer.gradient_buffers, model.parameters())
 
 
 class Words(nn.Module):
