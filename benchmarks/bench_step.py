@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
-from cggm.classifiers import UnimodalClassifier
+from cggm.model.classifiers import UnimodalClassifier
 from cggm_ops import scale_
 
 OPTIMIZERS = {

@@ -30,7 +30,7 @@ sys.path.insert(0, str(HERE))
 from budget import Failed, Report, Section, Skipped, TimedOut, run_command, run_sections  # noqa: E402
 
 CHECKS = ROOT / "tests" / "ops" / "kernel_checks.py"
-GPU_TESTS = ("tests/test_gpu_step.py",)  # every test that is skipped where there is no GPU
+GPU_TESTS = ("tests/policies/test_gpu_step.py",)  # every test that is skipped where there is no GPU
 SECONDS = 450.0  # of the eight minutes; the rest is for starting and for ending what overruns
 
 # What may be missing, and what is then left out.
@@ -109,7 +109,7 @@ def sanitize(kind: str, options: tuple[str, ...], seconds: float) -> str:
 def run_tests(seconds: float) -> str:
     """Run the tests that are skipped elsewhere; return pytest's last line."""
     if importlib.util.find_spec("pytest") is None:
-        raise Skipped("pytest is not installed: run it where it is (`pytest tests/test_gpu_step.py`)")
+        raise Skipped("pytest is not installed: run it where it is (`pytest tests/policies/test_gpu_step.py`)")
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *GPU_TESTS]
     last = run(command, seconds).strip().splitlines()[-1]
     if "passed" not in last or "skipped" in last:

@@ -7,12 +7,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-sys.path.insert(0, str(Path(__file__).parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import with_accelerate
 import with_lightning
 import with_transformers
-
 from helpers import flat
 
 KINDS = [with_transformers.ClipClassifier, with_transformers.LlavaClassifier]

@@ -94,9 +94,11 @@ def test_the_tasks_that_the_readme_names_are_there():
 
 
 def test_the_examples_are_run_by_their_own_tests():
-    examples = re.findall(r"tests/examples/\w+\.py", README)
+    examples = re.findall(r"examples/\w+\.py", README)
     assert examples
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py") if path != Path(__file__))
+    tests = "".join(
+        path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)
+    )
     assert all(Path(example).stem in tests for example in examples)
 
 
@@ -109,7 +111,7 @@ def test_every_command_is_of_a_kind_that_is_checked():
         "cd ",
         "pip install",
         "torchrun ",
-        "python tests/examples/",
+        "python examples/",
         "python -m ",
     )
     assert all(command.startswith(known) for command in COMMANDS if command), COMMANDS

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
-from cggm.wrapped import complete_state
+from cggm.optim.base import complete_state
 from helpers import CLASSES, backward, batches, flat, small_model, train, wrap
 
 APPLICATIONS = ["feature", "gradient", "update"]

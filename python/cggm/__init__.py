@@ -2,8 +2,7 @@
 
 from .optimizer import CGGMOptimizerWrapper
 from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
-from .segmentation import Segmentation
-from .tasks import Classification, Regression, Task
+from .tasks import Classification, Regression, Segmentation, Task
 
 __version__ = "0.1.0"
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import checkpoint, direction
-from .application import check_updated, choose_application, gradient_norms, modulate_gradients_
-from .assessment import assess, check_loss
-from .multimodal import MultimodalModel
-from .pending import PendingStep
+from .model.multimodal import MultimodalModel
+from .model.scoring import assess, check_loss
+from .optim import checkpoint, direction
+from .optim.base import WrappedOptimizer
+from .optim.scaling import check_updated, choose_application, gradient_norms, modulate_gradients_
+from .optim.statistics import Statistics
+from .optim.step import Stepping
+from .optim.step_state import PendingStep
 from .policies import CGGM, Joint, Policy
-from .statistics import Statistics
-from .stepping import Stepping
 from .tasks import Task, find_task
-from .wrapped import WrappedOptimizer
 
 
 class CGGMOptimizerWrapper(WrappedOptimizer):

@@ -1,0 +1,150 @@
+"""Keeps what the wrapper adds to a model equal in all processes that train it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .collectives import average_over_ranks_, is_sharded, shard_groups, world_size
+
+
+class ClassifierReplicas:
+    """Keeps the unimodal classifiers equal on all ranks where nothing else does.
+
+    `DistributedDataParallel` made after the classifiers were attached counts them among its parameters and
+    reduces their gradients; made before, it does not know them, and they are averaged here, in one collective.
+    With `fully_shard` they become a sharded module of their own.
+
+    Args:
+        model: the user's model as given, in its wrapper or not.
+        classifiers: the unimodal classifiers, not attached yet; sharded in place where the model is.
+
+    Raises:
+        ValueError: parameters sharded otherwise than by `fully_shard` of the whole model; a process group
+            other than all ranks.
+    """
+
+    def __init__(self, model: nn.Module, classifiers: nn.Module) -> None:
+        self._classifiers = classifiers
+        self._handle: Any = None
+        self._to_average = False
+        while hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod
+        self._reducer = model if isinstance(model, DistributedDataParallel) else None
+        self._check_reducer()
+        self.sharded = any(is_sharded(p) for p in model.parameters())
+        if self.sharded:
+            _shard(classifiers, model)
+
+    def attach(self, model: nn.Module) -> None:
+        """Find out in every forward pass which reducer runs the user's own module."""
+        if world_size() > 1 and not self.sharded:
+            self._handle = model.register_forward_pre_hook(self._note_reducer)
+
+    def detach(self) -> None:
+        """Take the hook off again."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    @torch.no_grad()
+    def start(self) -> bool:
+        """Give all ranks the first one's values, where DistributedDataParallel has not done so.
+
+        Returns:
+            Whether this process alone may still change the classifiers' shapes.
+        """
+        if self._reducer is not None and not self._known():
+            for tensor in (*self._classifiers.parameters(), *self._classifiers.buffers()):
+                dist.broadcast(tensor, 0)
+        return world_size() == 1 and not self.sharded
+
+    def backward_started(self) -> None:
+        """Have the classifiers' gradients averaged over the ranks, where DistributedDataParallel does not do so.
+
+        At the end of the backward pass that calls this, as DistributedDataParallel does it: at the step it would be
+        too late, since a `GradScaler` that finds an overflow in one rank's classifier skips that rank's step.
+        """
+        if self._reducer is not None and not self._known():
+            self._to_average = True
+            if self._reducer.require_backward_grad_sync:  # not under no_sync()
+                torch.autograd.Variable._execution_engine.queue_callback(self.average_gradients_)
+
+    def average_gradients_(self) -> None:
+        """Average the classifiers' gradients over the ranks, if some have come since this was last done."""
+        if not self._to_average:
+            return
+        self._to_average = False
+        average_over_ranks_([p.grad for p in self._classifiers.parameters() if p.grad is not None])
+
+    def check_gradients_apart(self) -> None:
+        """Refuse a setting of several processes in which the encoders' gradients cannot be made apart from backward.
+
+        Raises:
+            ValueError: a reducer that would wait for them, or none, or shards.
+        """
+        reducer = self._reducer
+        waits = reducer is None or not reducer.find_unused_parameters or reducer.gradient_as_bucket_view
+        if not self.sharded and (world_size() == 1 or not waits):
+            return
+        raise ValueError(
+            "policy: MMPareto() makes the encoders' gradients itself, averaged over the processes; hand the wrapper "
+            "DistributedDataParallel(model, find_unused_parameters=True), or use FeaturePareto(), the same rule at the "
+            "encoders' outputs"
+        )
+
+    def check_gradients_free(self) -> None:
+        """Refuse a setting in which gradients have their place in memory already.
+
+        Raises:
+            ValueError: they are shards, or views of DistributedDataParallel's buckets.
+        """
+        if self.sharded or (self._reducer is not None and self._reducer.gradient_as_bucket_view):
+            other = (
+                "fully_shard()" if self.sharded else "DistributedDataParallel(gradient_as_bucket_view=True)"
+            )
+            raise ValueError(
+                f"flatten=True and {other} would both lay the gradients out; leave one of them out"
+            )
+
+    def _note_reducer(self, _module: nn.Module, _arguments: tuple) -> None:
+        # Some frameworks hand the bare module out while they run it inside the reducer.
+        active = None if torch.compiler.is_compiling() else DistributedDataParallel._get_active_ddp_module()
+        if active is not None and active is not self._reducer:
+            self._reducer = active
+            self._check_reducer()
+
+    def _known(self) -> bool:
+        known = {id(p) for p in self._reducer._module_parameters}  # type: ignore[union-attr]
+        return all(id(p) in known for p in self._classifiers.parameters())
+
+    def _check_reducer(self) -> None:
+        if self._reducer is None:
+            return
+        if dist.get_world_size(self._reducer.process_group) != world_size():
+            raise ValueError(
+                "model: DistributedDataParallel has a process_group of its own, but scores are summed over all "
+                f"{world_size()} processes; leave process_group out"
+            )
+        if self._reducer.find_unused_parameters and self._known():
+            raise RuntimeError(
+                "DistributedDataParallel(find_unused_parameters=True) takes the attached unimodal classifiers for "
+                "unused, since they run after the model; make it before the optimizer wrapper, or pass False"
+            )
+
+
+def _shard(classifiers: nn.Module, model: nn.Module) -> None:
+    """Shard the classifiers over the mesh of a model that `fully_shard` has sharded as a whole."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    sharded = [p for p in model.parameters() if is_sharded(p)]
+    if not isinstance(model, FSDPModule) or any(len(shard_groups(p)) != 1 for p in sharded):
+        raise ValueError(
+            "model: some of its parameters are DTensors, but not because fully_shard() was called on the model "
+            "itself over a data mesh of one or two dimensions; tensor parallelism and a model of which only "
+            "parts are sharded are not supported: call fully_shard(model) last, before making the optimizer"
+        )
+    fully_shard(classifiers, mesh=sharded[0].device_mesh, reshard_after_forward=False)

@@ -1,0 +1,1 @@
+"""The user's model as balanced training sees it."""

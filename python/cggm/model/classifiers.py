@@ -1,0 +1,169 @@
+"""Unimodal classifiers: one light network per modality that tells how well it does on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..tasks import Task
+from .classifier_modules import UnimodalClassifier, UnimodalMapClassifier
+from .evaluation import Evaluation, evaluate
+from .lookup import submodule
+
+#: The name of the submodule that holds the classifiers on the user's model.
+ATTACHED = "unimodal_classifiers"
+
+#: The end of the name of a default classifier's weight whose width is a guess until the first forward pass.
+GUESSED = ".hidden.weight"
+
+
+class UnimodalClassifiers(nn.Module):
+    """The classifiers of all modalities, attached to the user's model so that `.to()` and sharding carry them.
+
+    They stay out of the model's state dict, which therefore fits the plain model, before, during and after
+    training; the optimizer's state dict holds them instead.
+
+    Args:
+        classifiers: modality -> classifier.
+        outputs: modality -> name of the output layer within that classifier.
+    """
+
+    def __init__(self, classifiers: Mapping[str, nn.Module], outputs: Mapping[str, str]) -> None:
+        super().__init__()
+        for name, classifier in classifiers.items():
+            self.add_module(name, classifier)
+        self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]
+        self.register_state_dict_post_hook(_hide)
+        self.register_load_state_dict_post_hook(_do_not_miss)
+
+    def forward(
+        self, features: Sequence[Tensor], task: Task, target: Tensor, *, fit: bool = False
+    ) -> Evaluation:
+        """The losses and outputs, features in the order of the modalities.
+
+        Args:
+            features: M tensors.
+            task: its loss trains the classifiers.
+            target: in a form that the task knows.
+            fit: let the features correct the width that a default classifier guessed; only before anything
+                has been learnt or distributed.
+
+        Raises:
+            ValueError: features of another width than the classifier was made for, a target that does not fit.
+        """
+        for (name, classifier), x in zip(self.named_children(), features, strict=True):
+            _check_width(name, classifier, x, fit)
+        return evaluate(list(self.children()), features, task, target)
+
+    def output_weights(self) -> list[Tensor]:
+        """The M output layers' weights, each of the head's shape."""
+        return [submodule(self, path).weight for path in self._outputs]
+
+
+def _check_width(name: str, classifier: nn.Module, features: Tensor, fit: bool) -> None:
+    if not isinstance(classifier, (UnimodalClassifier, UnimodalMapClassifier)):
+        return
+    channels_first = features.ndim > 3 or isinstance(classifier, UnimodalMapClassifier)
+    width = features.shape[1] if channels_first else features.shape[-1]
+    if width == classifier.width:
+        return
+    if not fit:
+        raise ValueError(
+            f"classifiers[{name!r}] expects features of width {classifier.width}, but the "
+            f"encoder puts out {list(features.shape)}; pass classifiers={{{name!r}: {width}}}"
+        )
+    classifier.fit(width)
+
+
+def _hide(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        del state_dict[key]
+
+
+def _do_not_miss(module: nn.Module, incompatible_keys: Any) -> None:
+    missing = incompatible_keys.missing_keys
+    missing[:] = [key for key in missing if f"{ATTACHED}." not in key]
+
+
+def feature_width(encoder: nn.Module) -> int | None:
+    """The width of what an encoder puts out, read off its last layer that tells one.
+
+    >>> feature_width(nn.Sequential(nn.Linear(64, 32), nn.ReLU()))
+    32
+    """
+    for module in reversed(list(encoder.modules())):
+        for attribute in ("out_features", "out_channels", "num_features", "embed_dim", "embedding_dim"):
+            width = getattr(module, attribute, None)
+            if isinstance(width, int):
+                return width
+        if isinstance(module, nn.RNNBase):
+            return (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+        if isinstance(module, nn.LayerNorm):
+            return module.normalized_shape[-1]
+    return None
+
+
+def build_classifiers(
+    spec: Mapping[str, Any] | str | None, encoders: Mapping[str, nn.Module], head: nn.Module
+) -> UnimodalClassifiers:
+    """One classifier per modality, its output layer found.
+
+    Args:
+        spec: None for the default classifier everywhere, `"attention"` for the one with self-attention, or a
+            mapping modality -> a module of the user's, (module, name of its output layer), or the width of
+            that encoder's features (modalities left out get the default).
+        encoders: modality -> encoder.
+        head: the fusion's output layer.
+
+    Raises:
+        ValueError: an unknown modality or word; a head for which no default classifier is known; a classifier
+            without an output layer of the head's shape.
+    """
+    if spec is not None and spec != "attention" and not isinstance(spec, Mapping):
+        raise ValueError(f"classifiers must be None, 'attention' or a mapping, got {spec!r}")
+    given = spec if isinstance(spec, Mapping) else {}
+    unknown = [name for name in given if name not in encoders]
+    if unknown:
+        raise ValueError(f"classifiers names {unknown}, but the modalities are {list(encoders)}")
+    built: dict[str, nn.Module] = {}
+    outputs: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        if "." in name or hasattr(nn.Module, name):
+            raise ValueError(f"encoders: {name!r} cannot name a submodule; call this modality something else")
+        choice = given.get(name)
+        module, layer = choice if isinstance(choice, tuple) else (choice, None)
+        if not isinstance(module, nn.Module):
+            module = _default(name, module, encoder, head, attention=spec == "attention")
+        built[name], outputs[name] = module, _output_layer(name, module, head, layer)
+    return UnimodalClassifiers(built, outputs)
+
+
+def _default(name: str, width: int | None, encoder: nn.Module, head: nn.Module, attention: bool) -> nn.Module:
+    if isinstance(head, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and head.groups == 1 and not attention:
+        return UnimodalMapClassifier(width or feature_width(encoder) or head.in_channels, head)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"classifiers: no default for a head of type {type(head).__name__} (nn.Linear and convolutions of one "
+            "group have one, 'attention' needs nn.Linear); pass "
+            f"classifiers={{{name!r}: module, ...}} whose output layer has the head's weight shape"
+        )
+    return UnimodalClassifier(width or feature_width(encoder) or head.in_features, head, attention=attention)
+
+
+def _output_layer(name: str, classifier: nn.Module, head: nn.Module, named: str | None) -> str:
+    """The last layer whose weight has the head's shape, or the one that the user names."""
+    wanted = list(head.weight.shape)
+    shapes = {
+        key: list(module.weight.shape)
+        for key, module in classifier.named_modules()
+        if isinstance(getattr(module, "weight", None), Tensor) and named in (None, key)
+    }
+    fitting = [key for key, shape in shapes.items() if shape == wanted]
+    if not fitting:
+        raise ValueError(
+            f"classifiers[{name!r}]: no output layer whose weight has the head's shape {wanted}, found {shapes}; "
+            "end the classifier in a layer like the head, or name the layer: (module, 'name')"
+        )
+    return fitting[-1]

@@ -1,0 +1,178 @@
+"""What each modality contributes to what the model's head puts out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..constants import constant, table
+from ..junctions.hook import recomputing, replace
+from .shapley import EXACT, coalitions
+
+if TYPE_CHECKING:
+    from .encoders import Modalities
+
+
+class Responses:
+    """Runs the fusion again with some modalities' features zeroed; the encoders themselves run once.
+
+    Their outputs are kept from the training loop's own forward pass, and put in the encoders' place while the
+    model's forward function is called again, in evaluation mode and under the same autocast. Works for any
+    fusion whose forward function calls each encoder once.
+
+    Args:
+        model: the user's model, unwrapped.
+        head_path: name of its output layer, whose output is what a coalition of modalities is worth.
+        modalities: the encoders.
+        permutations: as in `coalitions`.
+    """
+
+    def __init__(self, model: nn.Module, head_path: str, modalities: Modalities, permutations: int) -> None:
+        self._model, self._head_path, self._modalities = model, head_path, modalities
+        self._permutations = permutations
+        self._handles: list[Any] = []
+        self.forget()
+
+    def attach(self) -> None:
+        """Watch the model's calls and its head's outputs."""
+        head = self._model.get_submodule(self._head_path)
+        self._handles = [
+            self._model.register_forward_pre_hook(self._keep_call, with_kwargs=True),
+            head.register_forward_hook(self._keep_output),
+        ]
+        for capture in self._modalities.captures:
+            capture.keeps_output = True
+
+    def detach(self) -> None:
+        """Undo `attach`."""
+        self.forget()
+        for handle in self._handles:
+            handle.remove()
+
+    def forget(self) -> None:
+        """Drop what has been kept of the last forward pass."""
+        self._call: tuple[tuple, dict[str, Any]] | None = None
+        self._output: Tensor | None = None
+
+    def attribute(self) -> Attribution:
+        """Shapley values of the modalities in the head's output of the forward pass just made.
+
+        Raises:
+            RuntimeError: the model was not called as a whole, or its forward function does not reach the head.
+        """
+        if self._call is None or not isinstance(self._output, Tensor):
+            raise RuntimeError(
+                "the modalities' responses need a forward pass of the whole model, model(...), whose head puts out a "
+                "tensor; call that before balance()"
+            )
+        everyone = self._output
+        modalities = len(self._modalities.names)
+        asked, shares = coalitions(modalities, self._permutations)
+        exact = modalities <= EXACT  # the same in every step
+        weights = (constant if exact else table)(tuple(map(tuple, shares)), everyone.device)  # [M, S]
+        try:
+            with self._in_evaluation(everyone):
+                values = [self._value(coalition) for coalition in asked[:-1]]
+        finally:
+            self._output = everyone
+        return Attribution([*values, everyone], weights)
+
+    def _value(self, coalition: tuple[int, ...]) -> Tensor:
+        arguments, keywords = self._call  # type: ignore[misc]
+        self._output = None
+        with self._standing_in(coalition):
+            self._model.forward(*arguments, **keywords)
+        if self._output is None:
+            raise RuntimeError("the model's forward function did not reach its head when it was called again")
+        return self._output
+
+    @contextlib.contextmanager
+    def _standing_in(self, coalition: Sequence[int]) -> Iterator[None]:
+        """The kept outputs in the encoders' place, those outside of the coalition zeroed."""
+        encoders, captures = self._modalities.encoders(), self._modalities.captures
+        own = [encoder.__dict__.get("forward") for encoder in encoders]
+        for i, (encoder, capture) in enumerate(zip(encoders, captures, strict=True)):
+            output, selector = capture.output  # type: ignore[misc]
+            features = capture.features.clone() if i in coalition else torch.zeros_like(capture.features)
+            encoder.forward = _always(replace(output, selector, features))
+            capture.passing = True
+        try:
+            yield
+        finally:
+            for encoder, capture, forward in zip(encoders, captures, own, strict=True):
+                capture.passing = False
+                del encoder.forward
+                if forward is not None:
+                    encoder.forward = forward
+
+    @contextlib.contextmanager
+    def _in_evaluation(self, like: Tensor) -> Iterator[None]:
+        """Evaluation mode, and the autocast of the forward pass."""
+        modes = [(module, module.training) for module in self._model.modules()]
+        self._model.eval()
+        try:
+            with torch.autocast(like.device.type, **self._autocast):
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _keep_call(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
+        if torch.is_grad_enabled() and not recomputing():
+            self._call = arguments, keywords
+
+    def _keep_output(self, module: nn.Module, arguments: tuple, output: Any) -> None:
+        if torch.is_grad_enabled() and not recomputing():
+            self._output = output
+            if isinstance(output, Tensor):
+                kind = output.device.type
+                self._autocast = {
+                    "enabled": torch.is_autocast_enabled(kind),
+                    "dtype": torch.get_autocast_dtype(kind),
+                }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_call": None, "_output": None}  # a graph can be neither copied nor pickled
+
+
+def _always(output: Any) -> Callable[..., Any]:
+    return lambda *_, **__: output
+
+
+class Attribution:
+    """The coalitions' values `v(S)` and the weights that make each modality's response of them.
+
+    Args:
+        values: S tensors of the head's output's shape, with their graphs; the last one of all modalities.
+        weights: `[M, S]` float32.
+    """
+
+    def __init__(self, values: Sequence[Tensor], weights: Tensor) -> None:
+        self._values = values
+        self._weights = weights
+
+    def responses(self) -> list[Tensor]:
+        """The M responses `m_i`, outside of autograd; they add up to what the head put out."""
+        stacked = torch.stack([value.detach().float() for value in self._values])  # [S, B, C]
+        return list(torch.tensordot(self._weights, stacked, 1))  # M times [B, C]
+
+    def term(self, loss: Tensor, coefficients: Tensor) -> Tensor:
+        """A loss term of value 0 that multiplies the gradient which enters `m_i` by `coefficients[i]`.
+
+        With `δ` the loss's gradient at the head's output, `v(S)` receives `Σ_i c_i W[i, S] δ` instead of what
+        the loss alone sends. Being a part of the loss, it is scaled and accumulated like the rest of it.
+
+        Args:
+            loss: the multimodal loss, 0-dimensional.
+            coefficients: `[M]`.
+        """
+        everyone = self._values[-1]
+        (gradient,) = torch.autograd.grad(loss, everyone, retain_graph=True)
+        shares = coefficients @ self._weights  # [S]
+        wanted = sum(value * share.to(value.dtype) for value, share in zip(self._values, shares, strict=True))
+        change = wanted - everyone
+        return ((change - change.detach()) * gradient).sum().float()

@@ -1,0 +1,168 @@
+"""All gradients of one dtype and device in one buffer, modality by modality."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ops.checks import is_dense
+
+from ..distributed.collectives import is_sharded
+from ..distributed.context import ClassifierReplicas
+from .encoders import Modalities
+
+_ALIGNMENT = 64  # bytes: a gradient begins where a cache line does
+
+
+class Segment(NamedTuple):
+    """One modality's part of a buffer, in the place of its parameters."""
+
+    grad: Tensor  # [N], one-dimensional; gaps between gradients are zeros
+
+
+class FlatGradients:
+    """Keeps the gradients of a model in one buffer per dtype and device, of which every `p.grad` is a view.
+
+    Backward makes gradients wherever it likes; `gather` moves those that are not views yet into the buffers, and
+    leaves views. Every parameter that can be trained has its place; where it has no gradient, `p.grad` stays None and
+    its place holds zeros. So processes that train one model have the same buffers.
+
+    Args:
+        model: the user's model with the unimodal classifiers, out of its wrappers.
+        modalities: which parameter belongs to which.
+        replicas: refuses where something else lays gradients out.
+
+    Raises:
+        ValueError: `fully_shard`, or DistributedDataParallel's own buffers.
+    """
+
+    def __init__(self, model: nn.Module, modalities: Modalities, replicas: ClassifierReplicas) -> None:
+        replicas.check_gradients_free()
+        self._model, self._modalities, self._replicas = model, modalities, replicas
+        self._forget()
+
+    def _forget(self) -> None:
+        self._buffers: tuple[Tensor, ...] = ()
+        self.segments: list[tuple[Segment, int]] = []  # with the indices of their modalities
+        self._places: dict[Tensor, tuple[Tensor, int]] = {}  # parameter -> view of a buffer, its address
+        self._gaps: list[Tensor] = []  # what no gradient fills, for the sake of alignment
+        self._known: tuple[Any, list[tuple[Tensor, int]]] = (None, [])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("_model", "_modalities", "_replicas")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()  # gradients of a copy are no views
+
+    def backward_started(self) -> None:
+        """Gather at the end of the backward pass that calls this, after what others have queued in it."""
+        engine = torch.autograd.Variable._execution_engine
+        if not torch.compiler.is_compiling():  # which has no such queue: the step gathers
+            engine.queue_callback(lambda: engine.queue_callback(self._gather_unless_recorded))
+
+    def _gather_unless_recorded(self) -> None:
+        gradients = (p.grad for p, _ in self._parameters())
+        # With create_graph=True somebody wants the gradients' graph.
+        if not any(g is not None and g.requires_grad for g in gradients):
+            self.gather()
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """The buffers, one `[N]` per dtype and device, with all gradients in them as they are now."""
+        self.gather()
+        return self._buffers
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Make every gradient a view of its buffer, and everything else there zero.
+
+        Raises:
+            RuntimeError: a sparse gradient.
+            ValueError: what `replicas` refuses; every gradient is left as it was.
+        """
+        self._replicas.check_gradients_free()
+        parameters = [p for p, _ in self._parameters()]
+        moved = [p for p in parameters if p.grad is not None and not self._is_in_place(p)]
+        for parameter in moved:
+            _check(parameter.grad)
+        is_new = any(p.requires_grad and p not in self._places for p in parameters)
+        if is_new or not all(map(self._fits, moved)):
+            self._lay_out()
+            moved = [p for p in parameters if p.grad is not None]
+        if moved:
+            torch._foreach_copy_([self._places[p][0] for p in moved], [p.grad for p in moved])
+            for parameter in moved:
+                parameter.grad = self._places[parameter][0]
+        empty = self._gaps + [view for p, (view, _) in self._places.items() if p.grad is None]
+        if empty:
+            torch._foreach_zero_(empty)
+
+    def _is_in_place(self, parameter: Tensor) -> bool:
+        """Whether its gradient is the view, and the view is where it was: `model.to(...)` moves what is in it."""
+        view, address = self._places.get(parameter, (None, 0))
+        return view is parameter.grad and view.data_ptr() == address
+
+    def _fits(self, parameter: Tensor) -> bool:
+        """Whether its gradient can be copied into its place."""
+        view, address = self._places.get(parameter, (None, 0))
+        return view is not None and view.data_ptr() == address and _alike(view, parameter.grad)
+
+    def _parameters(self) -> list[tuple[Tensor, int]]:
+        """The model's parameters with their modalities' indices, in order, the rest of the model last."""
+        owned = self._modalities.owned()
+        if self._known[0] is not owned:
+            inside = {p for p, _ in owned}
+            rest = [(p, len(self._modalities.names)) for p in self._model.parameters() if p not in inside]
+            self._known = (owned, [*owned, *rest])
+        return self._known[1]
+
+    def _lay_out(self) -> None:
+        """Make buffers for all parameters that can be trained, or have a gradient all the same."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, int, Tensor]]] = {}
+        for parameter, owner in self._parameters():
+            if parameter.requires_grad or parameter.grad is not None:
+                like = parameter if parameter.grad is None else parameter.grad
+                kinds.setdefault((like.dtype, like.device), []).append((parameter, owner, like))
+        self.segments, self._places, self._gaps, buffers = [], {}, [], []
+        for (dtype, device), members in kinds.items():
+            room = _ALIGNMENT // dtype.itemsize
+            spans = [-(-like.numel() // room) * room for _, _, like in members]
+            buffer, offset = torch.zeros(sum(spans), dtype=dtype, device=device), 0
+            buffers.append(buffer)
+            for owner, run in groupby(zip(members, spans, strict=True), key=lambda one: one[0][1]):
+                start = offset
+                for (parameter, _, like), span in run:
+                    view = _view(buffer, offset, like)
+                    self._places[parameter] = (view, view.data_ptr())
+                    if like.numel() < span:
+                        self._gaps.append(buffer[offset + like.numel() : offset + span])
+                    offset += span
+                if owner < len(self._modalities.names):
+                    self.segments.append((Segment(buffer[start:offset]), owner))
+        self._buffers = tuple(buffers)
+
+
+def _view(buffer: Tensor, offset: int, like: Tensor) -> Tensor:
+    """A view of the shape of `like`, with its order of elements where that leaves no gaps."""
+    if is_dense(like):
+        return buffer.as_strided(like.shape, like.stride(), offset)
+    return buffer[offset : offset + like.numel()].view(like.shape)
+
+
+def _alike(view: Tensor, gradient: Tensor) -> bool:
+    """Whether a gradient can be copied into a view and be replaced by it: optimizers count on its order of elements."""
+    if (view.shape, view.dtype, view.device) != (gradient.shape, gradient.dtype, gradient.device):
+        return False
+    strides = zip(view.shape, view.stride(), gradient.stride(), strict=True)
+    return not is_dense(gradient) or all(size == 1 or one == other for size, one, other in strides)
+
+
+def _check(gradient: Tensor) -> None:
+    if gradient.layout is not torch.strided or is_sharded(gradient):
+        raise RuntimeError(
+            f"flatten=True lays out whole dense gradients, and one of shape {list(gradient.shape)} is a "
+            f"{type(gradient).__name__} of {gradient.layout}; make embeddings with sparse=False, or leave flatten out"
+        )

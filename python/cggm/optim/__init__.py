@@ -1,0 +1,1 @@
+"""How a step is taken: scaling, direction, fused kernels, checkpoints."""

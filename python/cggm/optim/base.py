@@ -1,0 +1,159 @@
+"""An optimizer around another one, which everything that takes an optimizer can take."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from torch.optim import LBFGS, Adagrad, Muon, Optimizer, SparseAdam
+
+from .fused import Folding, is_watched
+
+# Optimizers that cannot drive the classifiers' parameters, and what to do instead.
+_REFUSED = {
+    LBFGS: "it evaluates the loss many times a step and takes one parameter group only; use SGD or AdamW",
+    Muon: "it takes matrices only, not the classifiers' biases; wrap the optimizer of the other parameters "
+    "(apply='feature' or 'gradient') and step Muon beside it, or take a Muon with an auxiliary Adam",
+    SparseAdam: "it takes sparse gradients only, not the classifiers' dense ones; wrap the optimizer of the other "
+    "parameters (apply='feature' or 'gradient') and step SparseAdam beside it",
+}
+
+_HOOK_TABLES = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+class WrappedOptimizer(Optimizer):
+    """A `torch.optim.Optimizer` whose groups, state and defaults are those of `base`, live.
+
+    Copies would go stale as soon as `load_state_dict` replaces the base's. Nothing else is delegated: an
+    attribute such as `_step_supports_amp_scaling` promises what only the base's own step could keep.
+
+    Args:
+        base: the optimizer to drive.
+
+    Raises:
+        TypeError: not an optimizer, already wrapped, or one that cannot drive the unimodal classifiers.
+    """
+
+    def __init__(self, base: Optimizer) -> None:
+        if not isinstance(base, Optimizer) or isinstance(base, WrappedOptimizer):
+            raise TypeError(f"optimizer must be a plain torch.optim.Optimizer, got {type(base).__name__}")
+        for refused, why in _REFUSED.items():
+            if isinstance(base, refused):
+                raise TypeError(f"optimizer cannot be {refused.__name__}: {why}")
+        self.base = base
+        self.folding = Folding(base)
+        self._max_norm: float | None = None
+        for table in _HOOK_TABLES:
+            setattr(self, table, OrderedDict())
+        self._warned_capturable_if_run_uncaptured = True
+        self._patch_step_function()  # step hooks and the profiler's label
+
+    @staticmethod
+    def profile_hook_step(step: Callable[..., Any]) -> Callable[..., Any]:
+        """torch's own, which puts hooks and label around `step`, left out where nobody sees them."""
+        hooked = Optimizer.profile_hook_step(step)
+
+        @wraps(step)
+        def stepped(self: WrappedOptimizer, *arguments: Any, **named: Any) -> Any:
+            return (hooked if is_watched(self) else step)(self, *arguments, **named)
+
+        return stepped
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The wrapped optimizer's parameter groups."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The wrapped optimizer's state."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The wrapped optimizer's defaults."""
+        return self.base.defaults
+
+    @property
+    def folded(self) -> bool:
+        """Whether the next step multiplies by coefficients inside the optimizer's own arithmetic.
+
+        Where it does, `.grad` stays as backward left it. Where it does not, `folding.refusal()` says why.
+        """
+        return self.folding.refusal() is None
+
+    @property
+    def max_norm(self) -> float | None:
+        """The norm to which `step()` clips the model's gradients, after modulation; None, at first, for no clipping.
+
+        One norm of all gradients together, without the unimodal classifiers', as `clip_grad_norm_` takes it. Set it
+        from the training loop. Not part of checkpoints.
+        """
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        if value is not None and not value > 0:
+            raise ValueError(f"max_norm must be a positive number or None, got {value!r}")
+        self._max_norm = value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the wrapped optimizer."""
+        self.base.add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A scheduler replaces `step` on the instance by a closure over this very object: a copy makes its own.
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's state dict, with what `_add_to_state_dict` adds."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state_dict = self.base.state_dict()
+        self._add_to_state_dict(state_dict)
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` returned; on an error nothing is changed.
+
+        Args:
+            state_dict: left alone.
+
+        Raises:
+            ValueError: a field is missing or does not fit; the message names it.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        self._load(state_dict)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def complete_state(optimizer: Optimizer) -> None:
+    """Give Adagrad the state of parameters added after it was made, which torch 2.11 leaves out and then asks for."""
+    if type(optimizer) is not Adagrad:
+        return
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    new = [p for p in parameters if not optimizer.state.get(p)]
+    if new:
+        optimizer.state.update(Adagrad(new, **optimizer.defaults).state)

@@ -1,0 +1,187 @@
+"""Direction of the head's gradient: turned towards the unimodal classifiers that should catch up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cggm_ops import batched_cosine
+
+from ..distributed.collectives import (
+    average_over_ranks_,
+    is_sharded,
+    local,
+    shard_groups,
+    sum_over_shards,
+    whole,
+)
+from ..policies.base import Balance, Policy, State
+
+if TYPE_CHECKING:
+    from ..model.multimodal import MultimodalModel
+
+
+def rotate_(
+    gradient: Tensor, unimodal: Sequence[Tensor], cosines: Tensor, weights: Tensor, lam: float
+) -> None:
+    """Turn the head's gradient in place, in closed form.
+
+    `g ← g + λ ‖g‖ Σ_i B_i (u_i / ‖u_i‖ − cos_i · g / ‖g‖)`: each bracket is the part of `u_i` at right angles
+    to `g`, so that to first order the norm stays. A zero `u_i` counts as nothing.
+
+    Args:
+        gradient: `[C, H]`, gradient of the head's weight; mutated.
+        unimodal: M tensors of that shape, gradients of the classifiers' output weights.
+        cosines: `[M]`, their cosines with `gradient`.
+        weights: `[M]`, balancing terms `B_i`.
+        lam: λ `>= 0`.
+    """
+    groups, gradient = shard_groups(gradient), local(gradient)
+    stacked = torch.stack([local(u) for u in unimodal]).float().flatten(1)  # [M, D], or of this shard
+    norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)[None]
+    norms = torch.cat([norm, torch.linalg.vector_norm(stacked, dim=1)])  # [1 + M]
+    if groups:
+        norms = sum_over_shards(norms.double().square(), groups).sqrt().float()
+    units = stacked / norms[1:, None].clamp_min(torch.finfo(torch.float32).tiny)
+    pull = (weights @ units).view_as(gradient)
+    gradient.mul_(1 - lam * (weights @ cosines)).add_((lam * norms[0] * pull).to(gradient.dtype))
+
+
+class _LinearTerm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient.to(weight.dtype))
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return None, upstream.to(gradient.dtype) * gradient, None
+
+
+def _refuse_shard(head: Tensor) -> None:
+    if is_sharded(head):
+        raise RuntimeError(
+            "this policy's direction needs the head's whole weight after the forward pass: leave the head to "
+            "fully_shard() of the whole model, without a fully_shard() of its own or reshard_after_forward=True"
+        )
+
+
+def linear_term(value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+    """A loss term of the given value whose gradient, with respect to `weight`, is `gradient`.
+
+    It reaches the weight through the ordinary backward pass, so that loss scaling, accumulation and gradient
+    reduction treat it like every other part of the loss. The weight itself is not read.
+    """
+    return _LinearTerm.apply(value.detach(), weight, gradient.detach())
+
+
+def gradient_term(
+    loss: Tensor, unimodal: Tensor, head: Tensor, outputs: Sequence[Tensor], weights: Tensor
+) -> Tensor:
+    """The paper's `L_gm = (1/M) Σ_i (|B_i| − B_i cos(∇_{W_Ω} L, ∇_{W_i} L_i))` (equation 9).
+
+    Differentiated through the head's gradient, with respect to the head's weight alone. The gradients inside are
+    means over all ranks, so that several processes turn the head as one process does on the joined batch.
+
+    Args:
+        loss: the multimodal loss, 0-dimensional, twice differentiable.
+        unimodal: the sum of the M unimodal losses, of which each knows one of the outputs.
+        head: weight `[C, H]` of the head.
+        outputs: the M classifiers' output weights, of that shape.
+        weights: `[M]`, balancing terms `B_i`.
+    """
+    gradients = torch.autograd.grad(unimodal, list(outputs), retain_graph=True)
+    with torch.enable_grad():
+        (fusion,) = torch.autograd.grad(loss, head, create_graph=True)
+        means = [fusion.detach().clone(), *(u.to(fusion.dtype, copy=True) for u in gradients)]
+        average_over_ranks_(means)
+        mean = means[0].requires_grad_()
+        term = (weights.abs() - weights * batched_cosine(mean, means[1:])).mean()
+        (slope,) = torch.autograd.grad(term, mean)
+        (gradient,) = torch.autograd.grad(fusion, head, slope, retain_graph=True)
+    return linear_term(term, head, gradient)
+
+
+def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> State:
+    """Value and gradient of the released script's `G = (1/M) (Σ |B_i| − Σ B_i cos(W_i, W_Ω))`, for the next step.
+
+    Args:
+        head: weight `[C, H]` of the head, `W_Ω`; gathered where it is sharded.
+        outputs: the M classifiers' output weights `W_i`.
+        weights: `[M]`, balancing terms `B_i`.
+    """
+    with torch.enable_grad():
+        leaf = whole(head.detach()).requires_grad_()
+        cosines = batched_cosine(leaf, [whole(w.detach()) for w in outputs])
+        value = (weights.abs() - weights * cosines).mean()
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return {"direction_value": value.detach(), "direction_gradient": gradient}
+
+
+def initial_state(policy: Policy, model: MultimodalModel) -> State:
+    """A policy's state before the first step, with what its direction remembers: all that a checkpoint holds.
+
+    Args:
+        policy: says what there is to remember.
+        model: its modalities and its head.
+    """
+    head = model.head_weight
+    state = policy.initial_state(torch.zeros(len(model.modalities.names), device=head.device))
+    if policy.lam > 0 and policy.direction == "weights":
+        empty = {"device": head.device, "dtype": head.dtype}  # of the whole, where the head itself is sharded
+        state = {**state, "direction_value": torch.zeros((), **empty)}
+        state["direction_gradient"] = torch.zeros(head.shape, **empty)
+    return state
+
+
+def loss_term(
+    policy: Policy,
+    model: MultimodalModel,
+    losses: tuple[Tensor, Tensor],
+    weights: Tensor,
+    state: State,
+) -> Tensor | None:
+    """The part of a policy's direction that is a term of the loss, times λ; None where there is none.
+
+    Args:
+        policy: says which direction, and its λ.
+        model: its head, and the classifiers' output layers.
+        losses: the multimodal loss, and the sum of the M unimodal ones.
+        weights: `[M]`, balancing terms of this step.
+        state: the policy's, as of the last step taken.
+
+    Raises:
+        RuntimeError: a sharded head, to which no gradient of the whole can be given.
+    """
+    if policy.lam == 0 or policy.direction not in ("gradient", "weights"):
+        return None
+    _refuse_shard(model.head_weight)
+    if policy.direction == "gradient":
+        outputs = model.classifiers.output_weights()
+        return policy.lam * gradient_term(*losses, model.head_weight, outputs, weights)
+    if "direction_value" not in state:  # the first step; `weights_state` finds it for the next
+        return None
+    return policy.lam * linear_term(state["direction_value"], model.head_weight, state["direction_gradient"])
+
+
+def turn_(policy: Policy, model: MultimodalModel, balance: Balance, cosines: Tensor) -> State:
+    """The part of a policy's direction that acts on the head's gradient; returns what the next step's term needs.
+
+    Args:
+        policy: says which direction, and its λ.
+        model: its head, whose gradient is mutated by a rotation.
+        balance: this step's.
+        cosines: `[M]`, of the head's gradient with the classifiers'.
+    """
+    if policy.lam == 0 or policy.direction not in ("rotation", "weights"):
+        return {}
+    if policy.direction == "weights":
+        return weights_state(model.head_weight, model.classifiers.output_weights(), balance.weights)
+    fusion, unimodal = model.head_gradients()
+    if fusion is not None:
+        rotate_(fusion, unimodal, cosines, balance.weights, policy.lam)
+    return {}

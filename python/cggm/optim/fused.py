@@ -1,0 +1,179 @@
+"""Optimizer steps with coefficients folded in: torch's own update rules, without a pass over memory of their own.
+
+Where the wrapped optimizer is one whose rule the kernels know, its step reads each gradient, multiplies it by its
+coefficient in registers, and goes on as `torch.optim` does, on the same state. Everything else goes through the
+wrapped optimizer's own `step`. Which of the two it is, is decided in `Folding.refusal` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import profiler
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+from cggm_ops import backend
+from cggm_ops.checks import DTYPES, is_dense
+
+from .fused_rules import RULES, Entry, Modulate, split
+
+_PLAIN = (nn.Parameter, Tensor)  # no subclass: what is inside a DTensor is for its own optimizer to know
+
+
+class Folding:
+    """Steps a `torch.optim.AdamW`, `Adam` or `SGD` with scales folded into its update rule.
+
+    Args:
+        base: any optimizer; `refusal` tells whether it can be stepped here.
+    """
+
+    def __init__(self, base: Optimizer) -> None:
+        self._base = base
+        self._forget()
+
+    def _forget(self) -> None:
+        # Parameters and states whose layouts fit, and where the parameters lay then: `model.to(...)` moves them.
+        self._fitting: tuple[list[Tensor], list[Entry], list[int]] = ([], [], [])
+        self._entries: list[Entry] = []  # the states of the parameters, in their order
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_base": self._base}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def refusal(self) -> str | None:
+        """Why the optimizer has to take its step itself, in words for people; None where it can be folded."""
+        base = self._base
+        if type(base) not in RULES:
+            return f"{type(base).__name__} is none of {', '.join(rule.__name__ for rule in RULES)}"
+        if not vars(base).keys().isdisjoint(_SET_FROM_OUTSIDE):
+            return "a scheduler or scaler was made for the wrapped optimizer and not for the wrapper"
+        if base._optimizer_step_pre_hooks or torch_optimizer._global_optimizer_pre_hooks:
+            return "a hook runs before the wrapped optimizer's step, and may read gradients"
+        for group in base.param_groups:
+            reason = _outside(group)
+            if reason is not None:
+                return reason
+        parameters = [p for group in base.param_groups for p in group["params"]]
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient is not None and (
+                gradient.layout is not torch.strided or gradient.dtype is not parameter.dtype
+            ):
+                return (
+                    f"a gradient is {gradient.layout} and {gradient.dtype}, its parameter {parameter.dtype}"
+                )
+        return self._layout_reason(parameters)
+
+    def step(self, modulate: Modulate) -> None:
+        """Take the step, without gradients enabled; only right after `refusal()` was None.
+
+        Args:
+            modulate: called for the parameters that have gradients, by the options of their groups and by device.
+        """
+
+        def run(base: Optimizer) -> None:
+            _, take = RULES[type(base)]
+            for settings, params, grads, entries in self._batches():
+                take(base, settings, params, grads, entries, modulate)
+
+        if is_watched(self._base):  # with hooks and label, as the optimizer's own step
+            run = Optimizer.profile_hook_step(run)
+        run(self._base)
+
+    def _batches(self) -> Iterator[tuple[Any, list[Tensor], list[Tensor], list[Entry]]]:
+        """What one kernel call takes each: settings, and the parameters with gradients whose groups share them."""
+        settings_of, _ = RULES[type(self._base)]
+        numbers: dict[Any, int] = {}
+        options: list[int] = []
+        for group in self._base.param_groups:
+            key = settings_of(group), bool(group.get("fused"))  # a fused Adam counts its steps on the device
+            number = numbers.setdefault(key, len(numbers))
+            options += [number] * len(group["params"])
+        parameters = self._fitting[0]
+        gradients = [p.grad for p in parameters]
+        kinds = [
+            None if gradient is None else (number, parameter.device)
+            for parameter, gradient, number in zip(parameters, gradients, options, strict=True)
+        ]
+        settings = [each for each, _ in numbers]
+        for kind, *lists in split(kinds, parameters, gradients, self._entries):
+            if kind is not None:
+                yield settings[kind[0]], *lists
+
+    def _layout_reason(self, parameters: list[Tensor]) -> str | None:
+        """Looked into once for the same parameters with the same states; torch keeps the layouts of what it makes."""
+        state = self._base.state
+        entries = list(state.values())
+        known, known_entries, places = self._fitting
+        if _same(known, parameters) and _same(known_entries, entries) and places == _addresses(parameters):
+            return None
+        for parameter in parameters:
+            if type(parameter) not in _PLAIN or parameter.dtype not in DTYPES:
+                return f"a parameter is a {type(parameter).__name__} of {parameter.dtype}"
+            if backend(parameter.device) == "reference":
+                return f"there are no kernels for {parameter.device}"
+            if not is_dense(parameter):
+                return "a parameter does not fill its memory without gaps"
+            for name, tensor in state.get(parameter, {}).items():
+                if name not in _LIKE_PARAMETER or tensor is None:
+                    continue
+                if tensor.stride() != parameter.stride() or tensor.dtype is not parameter.dtype:
+                    return f"the state {name!r} has other strides or another dtype than its parameter"
+        ranges = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in parameters if p.numel())
+        if any(end > start for (_, end), (start, _) in pairwise(ranges)):
+            return "two parameters share memory, and have to be stepped one after the other"
+        self._fitting = (parameters, entries, _addresses(parameters))
+        self._entries = [state.get(p, {}) for p in parameters]
+        return None
+
+
+def is_watched(optimizer: Optimizer) -> bool:
+    """Whether anybody sees an optimizer's step: a hook or the profiler, whose label alone takes as long as a kernel."""
+    return bool(
+        profiler._is_profiler_enabled
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or torch_optimizer._global_optimizer_pre_hooks
+        or torch_optimizer._global_optimizer_post_hooks
+    )
+
+
+def _addresses(parameters: list[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, parameters))
+
+
+def _same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+_SET_FROM_OUTSIDE = ("step", "grad_scale", "found_inf")
+_LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+def _outside(group: dict[str, Any]) -> str | None:
+    """The option of a parameter group that the kernels do not know."""
+    for option in ("amsgrad", "capturable", "differentiable"):
+        if group.get(option):
+            return f"{option}=True"
+    for option in ("lr", "weight_decay"):
+        value = group[option]
+        if isinstance(value, Tensor) and (value.is_cuda or value.requires_grad):
+            return f"{option} is a tensor on {value.device} that the host cannot read without waiting"
+    if any(isinstance(beta, Tensor) for beta in group.get("betas", ())):
+        return "betas are tensors"
+    if "betas" in group and not group.get("fused") and _capturing():
+        return "a CUDA graph is being captured, which would not count the steps: pass fused=True or capturable=True"
+    return None
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,120 @@
+"""The segmentation task: a class for every pixel or voxel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..constants import constant
+from .base import check_batch
+
+_SMOOTHING = 1e-6  # what neither has nor should have anything scores 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """One class per pixel: `½ · cross entropy + ½ · (1 − Dice)`, and the Dice score of regions as the metric.
+
+    Outputs are logits `[B, C, ...]` on a grid of one to three dimensions, which are resized linearly to the target's
+    size where that is another one; targets class indices `[B, ...]` (integer). The Dice of the loss is that of the
+    softmax probabilities, mean over all classes, pixels of the whole batch together. (The recipe of the CGGM
+    paper's BraTS experiment has `class_weights=(0.2, 0.3, 0.25, 0.25)`, `regions=((1, 2, 3), (1, 3), (3,))`.)
+
+    Args:
+        class_weights: C weights of the cross entropy, `>= 0`; None for 1.
+        regions: groups of classes that are scored together; None for every class but the background, class 0.
+
+    Raises:
+        ValueError: a negative weight, an empty region.
+
+    >>> task = Segmentation()
+    >>> logits = torch.tensor([[[[4.0, 0.0]], [[0.0, 4.0]]]])                          # 1 × 2 classes × 1 × 2 pixels
+    >>> task.dice(logits, torch.tensor([[[0, 1]]])), task.dice(logits, torch.tensor([[[1, 1]]]))
+    (tensor([1.]), tensor([0.6667]))
+    """
+
+    class_weights: tuple[float, ...] | None = None
+    regions: tuple[tuple[int, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_weights is not None and min(self.class_weights, default=-1.0) < 0:
+            raise ValueError(f"class_weights must be one number >= 0 per class, got {self.class_weights!r}")
+        if self.regions is not None and not all(self.regions or [()]):
+            raise ValueError(
+                f"regions must be groups of one class or more, as ((1, 2), (2,)), got {self.regions!r}"
+            )
+
+    def _resized(self, output: Tensor, target: Tensor) -> Tensor:
+        check_batch(output, target)
+        if target.is_floating_point() or not output.ndim == target.ndim + 1 in (3, 4, 5):
+            raise ValueError(
+                f"target must hold class indices [B, ...] (integer) for logits [B, C, ...] of one to three spatial "
+                f"dimensions, got {list(target.shape)} of {target.dtype} for {list(output.shape)}"
+            )
+        if output.shape[2:] == target.shape[1:]:
+            return output
+        mode = ("linear", "bilinear", "trilinear")[target.ndim - 2]
+        return F.interpolate(output, size=target.shape[1:], mode=mode, align_corners=False)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """`½ · cross entropy + ½ · (1 − Dice)`, 0-dimensional.
+
+        Raises:
+            ValueError: a target that fits no logits of this shape, or not as many weights as classes.
+        """
+        output = self._resized(output, target).float()
+        classes = output.shape[1]
+        weight = None
+        if self.class_weights is not None:
+            if len(self.class_weights) != classes:
+                raise ValueError(
+                    f"class_weights has {len(self.class_weights)} weights, but the output {list(output.shape)} has "
+                    f"{classes} classes"
+                )
+            weight = constant(self.class_weights, output.device)
+        numbers = torch.arange(classes, device=output.device).view(-1, *[1] * (output.ndim - 2))
+        true = (
+            target[:, None] == numbers
+        ).float()  # [B, C, ...]; one_hot would look at the values on the host
+        others = [0, *range(2, output.ndim)]
+        probabilities = output.softmax(1)
+        both = (probabilities * true).sum(others)  # [C]
+        dice = (2 * both + _SMOOTHING) / (probabilities.sum(others) + true.sum(others) + _SMOOTHING)
+        return 0.5 * F.cross_entropy(output, target, weight=weight) + 0.5 * (1 - dice.mean())
+
+    def dice(self, output: Tensor, target: Tensor) -> Tensor:
+        """Dice score `2 |A ∩ B| / (|A| + |B|)` of each region, over the batch, on the device; 1 where both are empty.
+
+        Raises:
+            ValueError: a target that fits no logits of this shape, a region of a class that there is not.
+        """
+        output = self._resized(output.detach(), target)
+        classes = output.shape[1]
+        regions = self.regions or tuple((i,) for i in range(1, classes))
+        if any(not 0 <= i < classes for region in regions for i in region):
+            raise ValueError(f"regions names classes of {regions}, but the output has {classes} classes")
+        rows = tuple(tuple(float(i in region) for i in range(classes)) for region in regions)
+        member = constant(rows, output.device)  # [R, C]
+        found = member[:, output.argmax(1).flatten()]  # [R, pixels]
+        true = member[:, target.flatten()]
+        return (2 * (found * true).sum(1) + _SMOOTHING) / (found.sum(1) + true.sum(1) + _SMOOTHING)
+
+    def score(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean Dice score of the regions, in `[0, 1]`.
+
+        Raises:
+            ValueError: as `dice`.
+        """
+        return self.dice(output, target).mean()
+
+    def confidence(self, output: Tensor, target: Tensor) -> Tensor:
+        """Probability `[B]` of the true class, mean over the pixels of a sample.
+
+        Raises:
+            ValueError: a target that fits no logits of this shape.
+        """
+        probabilities = self._resized(output, target).float().softmax(1)
+        return probabilities.gather(1, target[:, None]).flatten(1).mean(1)
