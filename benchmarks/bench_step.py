@@ -130,10 +130,10 @@ def test_host_time_of_the_optimizer_step(benchmark, name, apply):
     optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
     optimizer.step()
     optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
-    kept = dict(vars(optimizer._pending))
+    kept = dict(vars(optimizer._state))
 
     def step():
-        vars(optimizer._pending).update(kept)  # the same pending step again: gradients are still there
+        vars(optimizer._state).update(kept)  # the same pending step again: gradients are still there
         optimizer.step()
 
     compare(benchmark, step, {"the base's own step": optimizer.base.step})

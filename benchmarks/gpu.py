@@ -109,7 +109,9 @@ def sanitize(kind: str, options: tuple[str, ...], seconds: float) -> str:
 def run_tests(seconds: float) -> str:
     """Run the tests that are skipped elsewhere; return pytest's last line."""
     if importlib.util.find_spec("pytest") is None:
-        raise Skipped("pytest is not installed: run it where it is (`pytest tests/policies/test_gpu_step.py`)")
+        raise Skipped(
+            "pytest is not installed: run it where it is (`pytest tests/policies/test_gpu_step.py`)"
+        )
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *GPU_TESTS]
     last = run(command, seconds).strip().splitlines()[-1]
     if "passed" not in last or "skipped" in last:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cggm import CGGMOptimizerWrapper, Policy
+from cggm import CGGMOptimizerWrapper, Encoder, Policy
+from cggm.policies import Role
+from cggm.policies.plan import Plan, make_plan
 
 WIDTHS = {"audio": 8, "image": 6, "text": 5}
 CLASSES = 3
@@ -51,10 +53,24 @@ def batches(
 def wrap(
     model: nn.Module, base: torch.optim.Optimizer | None = None, policy: Policy | None = None, **options
 ) -> CGGMOptimizerWrapper:
+    """Wrap with the small model's names; `classifiers` by modality or for all, `flatten` lays gradients out."""
     base = torch.optim.SGD(model.parameters(), lr=0.1) if base is None else base
+    classifiers, flatten = options.pop("classifiers", {}), options.pop("flatten", False)
+    if isinstance(classifiers, str):
+        classifiers = dict.fromkeys(model.modalities, classifiers)
     if "encoders" not in options:
-        options["encoders"] = {m: f"encoders.{m}" for m in model.modalities}
-    return CGGMOptimizerWrapper(base, model, **{"head": "head", "policy": policy} | options)
+        options["encoders"] = {
+            m: Encoder(f"encoders.{m}", classifier=classifiers.get(m)) for m in model.modalities
+        }
+    optimizer = CGGMOptimizerWrapper(base, model, **{"head": "head", "policy": policy} | options)
+    if flatten:
+        optimizer.flatten_gradients()
+    return optimizer
+
+
+def plan_of(policy: Policy | Role) -> Plan:
+    """The plan of a policy around plain SGD."""
+    return make_plan(policy, "auto", torch.optim.SGD([torch.zeros(1)], lr=0.1))
 
 
 def backward(

@@ -1,8 +1,11 @@
 """Balanced multimodal training: a drop-in optimizer wrapper that keeps every modality learning."""
 
+from .model.encoders import Encoder
+from .optim.checkpoint import plain_state_dict
 from .optimizer import CGGMOptimizerWrapper
 from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
-from .tasks import Classification, Regression, Segmentation, Task
+from .recorder import Recorder
+from .tasks import Classification, MultiLabel, Regression, Segmentation, Task
 
 __version__ = "0.1.0"
 
@@ -10,11 +13,15 @@ __all__ = [
     "CGGM",
     "CGGMOptimizerWrapper",
     "Classification",
+    "Encoder",
     "ModalityDropout",
+    "MultiLabel",
     "NormEqualization",
     "Policy",
+    "Recorder",
     "Regression",
     "Segmentation",
     "Task",
     "UnimodalLosses",
+    "plain_state_dict",
 ]

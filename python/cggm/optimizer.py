@@ -1,4 +1,4 @@
-"""The optimizer wrapper: orchestration only. Scores -> policy -> coefficients -> application."""
+"""The optimizer wrapper: orchestration only. Scores -> policy -> coefficients -> step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .model.multimodal import MultimodalModel
-from .model.scoring import assess, check_loss
+from .deprecated import former_arguments
+from .distributed.context import DistributedContext
+from .model.encoders import read_encoders
+from .model.gradient_buffers import GradientBuffers
+from .model.multimodal import MultimodalModel, check_model
+from .model.scoring import score_modalities
 from .optim import checkpoint, direction
-from .optim.base import WrappedOptimizer
-from .optim.scaling import check_updated, choose_application, gradient_norms, modulate_gradients_
+from .optim.base import OptimizerWrapper
+from .optim.modulation import modulate_step
+from .optim.objective import check_loss, total_loss
 from .optim.statistics import Statistics
-from .optim.step import Stepping
-from .optim.step_state import PendingStep
-from .policies import CGGM, Joint, Policy
+from .optim.step import Fused, StepExecutor
+from .optim.step_state import StepState
+from .policies import CGGM, Policy, Role
+from .policies.base import ScaleTarget, check_range
+from .policies.plan import check_distribution, check_updated, make_plan
 from .tasks import Task, find_task
+from .torch_private import disable_dynamo
 
 
-class CGGMOptimizerWrapper(WrappedOptimizer):
+class CGGMOptimizerWrapper(OptimizerWrapper):
     """Makes any optimizer balance the modalities of a multimodal model.
 
     Two lines in the training loop beside this constructor: `loss = optimizer.balance(loss, target)` between forward and
@@ -31,21 +39,20 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
     Args:
         optimizer: any `torch.optim.Optimizer` over the model's parameters; gets a group of the classifiers', too.
         model: the model, behind `torch.compile` or `DistributedDataParallel` or not.
-        encoders: at least two; modality name -> encoder, by dotted submodule name or module, or a pair of that and
-            the selector of the features in its output.
+        encoders: at least two; modality name -> encoder, by dotted submodule name, by module, or as an `Encoder` that
+            also says where its features are and which unimodal classifier it has.
         head: the fusion's output layer, by name or module; it has a weight matrix `[C, H]`.
         policy: the balancing method, by default `CGGM()`.
-        task: `"classification"`, `"regression"`, or a `Task`.
-        classifiers: None for default unimodal classifiers, `"attention"`, or a mapping modality -> module,
-            (module, name of its output layer) or width of the features.
-        apply: where coefficients act. `"feature"`: on the gradient entering the encoder, whatever its size.
-            `"gradient"`: on the parameters' gradients. `"update"`: on what the optimizer does to the parameters,
-            which survives the normalisation of Adam and kin. `"auto"`: what the policy prefers with this optimizer.
+        task: `"classification"`, `"regression"`, `"segmentation"`, `"multi-label"`, or a `Task`.
+        apply: what the coefficients scale. `"feature"`: the gradient entering the encoder, whatever its size.
+            `"gradient"`: the parameters' gradients. `"update"`: what the optimizer does to the parameters, which
+            survives the normalization of Adam. `"auto"`: what the policy prefers with this optimizer.
+        fused: `"auto"` steps through this library's kernels where a coefficient or a norm can be folded in, and else
+            through the wrapped optimizer's own `step()`; True always, False never.
         classifier_lr: learning rate of the unimodal classifiers, by default that of the head's group.
-        flatten: True lays gradients out in `gradient_buffers`, every `.grad` a view, by the end of backward.
 
     Raises:
-        TypeError, ValueError: an argument that cannot work; the message names it and the mend.
+        TypeError, ValueError: an argument that cannot work; the message says what is wrong and how to fix it.
 
     >>> class Model(nn.Module):
     ...     def __init__(self):
@@ -64,6 +71,7 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
     tensor([1., 1.])
     """
 
+    @former_arguments
     def __init__(
         self,
         optimizer: Optimizer,
@@ -71,35 +79,40 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         *,
         encoders: Mapping[str, Any],
         head: str | nn.Module,
-        policy: Policy | None = None,
+        policy: Policy | Role | None = None,
         task: str | Task = "classification",
-        classifiers: Mapping[str, Any] | str | None = None,
         apply: Literal["auto", "feature", "gradient", "update"] = "auto",
+        fused: Fused = "auto",
         classifier_lr: float | None = None,
-        flatten: bool = False,
     ) -> None:
         super().__init__(optimizer)
-        self.policy = CGGM() if policy is None else policy
+        check_model(model)
+        if classifier_lr is not None:
+            check_range("classifier_lr", classifier_lr, 0.0)
         self.task = find_task(task)
-        self.application = choose_application(self.policy, apply, optimizer)
-        self._model = MultimodalModel(
-            model,
-            encoders,
-            head,
-            classifiers=classifiers,
-            policy=self.policy,
-            application=self.application,
-            flatten=flatten,
-        )
-        if self.application == "update":
-            check_updated(self._model.modalities.owned(), self.modalities, optimizer)
+        self._plan = make_plan(CGGM() if policy is None else policy, apply, optimizer)
+        context = DistributedContext(model)
+        check_distribution(self._plan, context)
+        self._model = MultimodalModel(model, read_encoders(encoders), head, self._plan, context)
+        check_updated(self._plan, self._model.encoders.encoder_parameters(), self.modalities, optimizer)
+        self._executor = StepExecutor(self, self._model, fused)
         self._model.attach(optimizer, classifier_lr)
-        self._stepping = Stepping(self, self._model, self.application)
 
-        self._pending = PendingStep(self.policy)
-        self._figures: Mapping[str, Tensor] = {}
+        self._state = StepState(self._plan)
+        self._buffers: GradientBuffers | None = None
+        self._diagnostics: Mapping[str, Tensor] = {}
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
         self.statistics = Statistics({})
+
+    @property
+    def policy(self) -> Policy:
+        """The balancing method, as a composition of its roles."""
+        return self._plan.policy
+
+    @property
+    def scale_target(self) -> ScaleTarget | None:
+        """What the coefficients scale: `apply`, with `"auto"` resolved; None for a policy without coefficients."""
+        return self._plan.scale_at
 
     @property
     def active(self) -> bool:
@@ -107,24 +120,43 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
 
         While False the model trains as without the wrapper, and the classifiers learn on. Not part of checkpoints.
         """
-        return self._pending.policy is self.policy
+        return self._state.plan is self._plan
 
     @active.setter
     def active(self, active: bool) -> None:
-        self._pending.policy = self.policy if active else Joint()
-        self._model.modalities.set_dropout(active)
+        if not isinstance(active, bool):
+            raise TypeError(f"active must be True or False, got {active!r}")
+        self._state.plan = self._plan if active else self._plan.paused()
+        self._model.encoders.set_dropout(active)
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities' names, in the order of every `[M]` tensor."""
-        return self._model.modalities.names
+        return self._model.encoders.names
+
+    @property
+    def uses_fused_step(self) -> bool:
+        """Whether a balanced step goes through this library's kernels, which apply coefficients on the way.
+
+        `.grad` then stays as backward left it. `fused_step.unsupported_reason()` says why it cannot be.
+        """
+        return self._executor.uses_fused_step(self._plan)
+
+    def flatten_gradients(self) -> None:
+        """From now on lay all gradients out in `gradient_buffers`, every `.grad` a view, by the end of backward.
+
+        Raises:
+            ValueError: `fully_shard` or DistributedDataParallel lay them out already.
+        """
+        if self._buffers is None:
+            self._buffers = GradientBuffers(self._model.module, self._model.encoders, self._model.context)
 
     @property
     def gradient_buffers(self) -> tuple[Tensor, ...]:
-        """With `flatten=True` all gradients as they are now, modality by modality: one `[N]` per dtype and device."""
-        return () if self._model.flat is None else self._model.flat.buffers()
+        """After `flatten_gradients()` all gradients, modality by modality: one `[N]` per dtype and device."""
+        return () if self._buffers is None else self._buffers.buffers()
 
-    @torch._disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
+    @disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
     def balance(self, loss: Tensor, target: Tensor) -> Tensor:
         """The loss to go backward from: the multimodal loss, the classifiers' losses and the direction term.
 
@@ -140,58 +172,54 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
             ValueError: a loss that is not 0-dimensional, a target of the wrong shape.
         """
         check_loss(loss)
-        policy = self._pending.policy
-        fit = self._fresh and self._model.replicas.start()
-        assessed = assess(self._model, policy, self.task, target, fit=fit)
+        state, model = self._state, self._model
+        fit = self._fresh and model.context.start()
+        scores = score_modalities(model, state.plan, self.task, target, fit=fit)
         self._fresh = False
-        self._model.forget()
-        if self._pending.backward_ran and self._model.gradients_were_cleared():
-            self._pending.clear()  # by model.zero_grad(), after a step that was skipped
-        self._pending.add(assessed.scores, target.shape[0])
-        self._figures = assessed.figures
+        if state.backward_ran and model.gradients_were_cleared():
+            state.clear()  # by model.zero_grad(), after a step that was skipped
+        number = state.add(scores.scores, target.shape[0])
+        self._diagnostics = scores.diagnostics
         self._tell_junctions()
-        total = assessed.total(policy, self._model, loss, self._pending.balance, self._pending.state)
-        total.register_hook(self._backward_started)
+        total = total_loss(model, state, loss, scores, target)
+        model.forget()
+        total.register_hook(partial(self._backward_started, number))
         return total
 
-    def _backward_started(self, _gradient: Tensor) -> None:
-        self._pending.mark_backward()
-        self._model.backward_started()
+    def _backward_started(self, number: int, _gradient: Tensor) -> None:
+        self._state.mark_backward(number)
+        self._model.context.backward_started()
+        if self._buffers is not None:
+            self._buffers.backward_started()
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def modulate(self) -> None:
         """Apply the coefficients to the gradients now, and measure them; `step()` does it where nobody has.
 
         For whoever clips or inspects gradients: unscale, modulate, clip, step. Called again it does nothing.
 
         Raises:
-            RuntimeError: `balance()` was called, but its loss has not gone backward.
+            RuntimeError: `balance()` was called, but its loss has not gone backward; an earlier call has failed.
         """
-        with torch.no_grad():
-            self._modulate(wait=False)
+        self._modulate(wait=False)
 
-    def _modulate(self, wait: bool) -> bool:
-        """`modulate()`, without gradients enabled; with `wait` the step scales them if it can. Whether it is to."""
-        if self._pending.balance is None or self._pending.modulated:
-            return False
-        owned = self._model.modalities.with_gradients(self._pending.backward_ran, self.base)
-        policy, balance = self._pending.policy, self._pending.balance
-        self._model.replicas.average_gradients_()
-        multiplied = self._model.gathered(owned, policy)
-        heads = self._model.head_gradients()
-        waits = wait and self._stepping.may_wait(policy)
-        application = "feature" if waits else self.application  # which leaves these gradients alone
-        measured = modulate_gradients_(multiplied, policy, application, balance.coefficients, heads)
-        measured |= {"scores": self._pending.scores, "coefficients": balance.coefficients, **self._figures}
-        self._pending.remember(direction.turn_(policy, self._model, balance, measured["cosines"]))
-        norms = partial(gradient_norms, owned, balance.coefficients, waits)
-        if self._model.replicas.sharded:  # a collective: now, on every rank, not where one happens to read it
-            measured.setdefault("grad_norms", norms())
-        self.statistics = Statistics(measured, grad_norms=norms)
-        self._pending.modulated = True
-        return waits
+    @torch.no_grad()
+    def _modulate(self, *, wait: bool) -> None:
+        """`modulate()`; with `wait` the coefficients are left to a fused step where there can be one."""
+        state = self._state
+        state.check_whole()
+        if state.update is None or (state.modulated and (wait or not state.left_to_step)):
+            return
+        parameters = self._model.encoders.with_gradients(state.backward_ran, self.base)
+        state.drop_waiting()
+        wait = wait and self._executor.can_fuse(True)
+        with state.irrevocable("modulate()"):
+            self._model.context.average_gradients_()
+            if self._buffers is not None:
+                self._buffers.gather()
+            self.statistics = modulate_step(self._model, state, parameters, wait, self._diagnostics)
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Modulate if that is still to be done, step the wrapped optimizer, and commit the policy's state.
 
@@ -199,29 +227,29 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
 
         Args:
             closure: re-evaluates the model, calling `balance()` and `backward()`, and returns the loss.
+
+        Raises:
+            RuntimeError: as `modulate()`; `fused=True` around an optimizer that the kernels cannot step.
         """
-        if closure is None:
-            with torch.no_grad():  # around the wrapped optimizer's own step it would be seen by hooks
-                folded = self._stepping.step_folded(self._pending, self._modulate(wait=True))
-            result = None if folded else self._stepping.step_unfolded(self._pending, None, None)
-        else:
-            result = self._stepping.step_unfolded(self._pending, closure, self.modulate)
-        if self._pending.balance is not None:
-            self._pending.commit()
+        state = self._state
+        result = self._executor.step(state, closure, self._modulate)
+        if state.update is not None:
+            self._model.encoders.set_rates(state.rates)
+            state.commit()
             self._tell_junctions()
         return result
 
-    @torch._disable_dynamo
+    @disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget the scores of a step that was skipped."""
         self.base.zero_grad(set_to_none=set_to_none)
-        self._pending.drop_done()
+        self._state.drop_done()
         self._tell_junctions()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer; encoders' new parameters are modulated from now on."""
         super().add_param_group(param_group)
-        self._model.modalities.refresh()
+        self._model.encoders.refresh()
 
     def detach(self) -> None:
         """Take the hooks, the unimodal classifiers and their parameter group off again.
@@ -231,19 +259,22 @@ class CGGMOptimizerWrapper(WrappedOptimizer):
         self._model.detach(self.base)
 
     def _tell_junctions(self) -> None:
-        balance = self._pending.balance
-        self._model.modalities.set_coefficients(None if balance is None else balance.coefficients)
+        update = self._state.update
+        if update is None:
+            self._model.encoders.set_coefficients(None, None)
+        else:
+            self._model.encoders.set_coefficients(update.coefficients, update.unimodal_weights)
 
     def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = self._pending.state or direction.initial_state(self.policy, self._model)
+        state = self._state.state or direction.initial_state(self._plan, self._model)
         checkpoint.add_entries(state_dict, self.base, self._model.classifiers, state)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        expected = direction.initial_state(self.policy, self._model)
+        expected = direction.initial_state(self._plan, self._model)
         classifiers = self._model.classifiers
         plain, values, state = checkpoint.take_entries(state_dict, self.base, classifiers, expected)
         self.base.load_state_dict(plain)
-        self._pending.state = checkpoint.restore(classifiers, values, state)
+        self._state.state = checkpoint.restore(classifiers, values, state)
         self._fresh &= values is None
-        self._pending.clear()
+        self._state.clear()
         self._tell_junctions()

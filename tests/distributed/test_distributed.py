@@ -16,11 +16,12 @@ import processes
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from cggm.distributed.collectives import average_over_ranks_, mean_over_ranks
 from cggm.policies import AGM, DGL, OGMGE, FeaturePareto, MMPareto, ModalityDropout, NormEqualization
+from cggm.policies.plan import scale_targets
 from helpers import SmallModel, batches, flat, small_model
 
 POLICIES = {
     "stable": CGGM(smoothing=0.3, lam=0.1),
-    "metric": CGGM(smoothing=0.0, score="metric"),
+    "metric": CGGM(smoothing=0.0, score_kind="metric"),
     "paper": CGGM.paper(rho=1.0),
     "released": CGGM.released(rho=1.0),
     "unimodal losses": UnimodalLosses(),
@@ -35,7 +36,7 @@ OF_ONE_RANKS_BATCH = {  # rules and draws over the rank's own samples: alike eve
     "pareto": FeaturePareto(),
     "dropout": UnimodalLosses() + ModalityDropout(p=0.3),
 }
-CASES = [(name, apply) for name, p in POLICIES.items() for apply in p.applications(adaptive=False)]
+CASES = [(name, apply) for name, p in POLICIES.items() for apply in scale_targets(p, adaptive=False)]
 ORDERS = ["wrapped after", "wrapped before", "bare module given"]
 
 
@@ -192,7 +193,7 @@ def test_accumulation_without_synchronising_equals_one_large_batch(order):
 
 
 def uneven(rank, first):
-    policy = CGGM(smoothing=0.0, score="metric")
+    policy = CGGM(smoothing=0.0, score_kind="metric")
     rows = [slice(0, first), slice(first, 32)][rank]
     return steps(*in_order("wrapped after", policy, "feature"), [rows], count=1)["trace"]
 
@@ -201,7 +202,11 @@ def uneven(rank, first):
 def test_uneven_batches_weigh_by_their_samples(first):
     model = small_model()
     reference = steps(
-        model, model, balanced(model, CGGM(smoothing=0.0, score="metric"), "feature"), [slice(None)], count=1
+        model,
+        model,
+        balanced(model, CGGM(smoothing=0.0, score_kind="metric"), "feature"),
+        [slice(None)],
+        count=1,
     )
     for trace in processes.run(uneven, 2, first):
         torch.testing.assert_close(trace, reference["trace"])

@@ -12,6 +12,7 @@ import processes
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from cggm.distributed.collectives import is_sharded
 from cggm.policies import AGM, DGL, OGMGE
+from cggm.policies.plan import scale_targets
 from helpers import batches, small_model
 
 POLICIES = {
@@ -24,7 +25,7 @@ POLICIES = {
     "ogm": OGMGE(noise=False),
     "sum": UnimodalLosses() + CGGM(smoothing=0.3),
 }
-CASES = [(name, apply) for name, p in POLICIES.items() for apply in p.applications(adaptive=False)]
+CASES = [(name, apply) for name, p in POLICIES.items() for apply in scale_targets(p, adaptive=False)]
 BASES = {"sgd": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}), "adamw": (torch.optim.AdamW, {"lr": 0.01})}
 MESHES = ["one dimension", "two dimensions"]
 

@@ -71,7 +71,7 @@ def test_asking_for_a_state_dict_moves_nothing():
     before = whole(model)
     get_state_dict(model, optimizer)
     torch.testing.assert_close(whole(model), before, rtol=0, atol=0)
-    assert optimizer._pending.state == {}
+    assert optimizer._state.state == {}
 
 
 def sharded(name, mesh="one dimension"):

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, NormEqualization, UnimodalLosses
 from cggm.junctions.features import make_junctions
-from helpers import SmallModel, batches, flat, small_model, train, wrap
+from helpers import SmallModel, batches, flat, plan_of, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
 
@@ -120,7 +120,7 @@ def test_no_gradient_goes_to_what_was_dropped():
 
 @pytest.mark.parametrize("policy", [UnimodalLosses(), NormEqualization()], ids=repr)
 def test_what_is_dropped_may_be_anything(policy):
-    (junction,) = make_junctions(policy, "gradient", ["audio"])
+    (junction,) = make_junctions(plan_of(policy), ["audio"])
     features = torch.tensor([[torch.nan], [1.0]], requires_grad=True)
     dropped = torch.tensor([[True], [False]])
     multimodal, unimodal = junction.split(features, dropped, nn.Identity(), ())

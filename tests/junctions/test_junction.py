@@ -1,9 +1,7 @@
 """The junction: two branches of one output, one gradient back; and what counts as an encoder's output."""
 
 from collections import namedtuple
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -11,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cggm import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
-from helpers import SmallModel, batches, flat, small_model, train, wrap
+from cggm import CGGM, ModalityDropout, NormEqualization, UnimodalLosses
+from cggm.junctions.features import make_junctions
+from helpers import SmallModel, batches, flat, plan_of, small_model, train, wrap
 
 
 def test_unimodal_losses_are_the_plain_sum_of_losses_bit_for_bit():
@@ -189,20 +188,26 @@ def test_under_torch_compile(policy):
     torch.testing.assert_close(*results)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OwnRule(Policy):
-    """A rule that is held as an attribute, not defined as a method."""
+class Hundredfold(UnimodalLosses):
+    """A rule of its own, derived from the plain sum."""
 
-    meet: Callable = None
-    places: ClassVar = ("junction",)
-    detach_features: ClassVar = False
+    def combine(self, multimodal, unimodal):
+        return 100 * multimodal
 
 
-def test_only_the_plain_sum_is_left_to_autograd():
-    assert CGGM().adds
-    assert UnimodalLosses().adds
-    assert not UnimodalLosses(weight=2.0).adds
-    assert not NormEqualization().adds
-    assert not OwnRule(meet=lambda multimodal, unimodal: 100 * multimodal).adds
-    assert (UnimodalLosses() + ModalityDropout(0.1)).adds
-    assert not (NormEqualization() + ModalityDropout(0.1)).adds
+@pytest.mark.parametrize(
+    ("policy", "plain"),
+    [
+        (CGGM(), True),
+        (UnimodalLosses(), True),
+        (UnimodalLosses(weight=2.0), False),
+        (NormEqualization(), False),
+        (Hundredfold(), False),
+        (UnimodalLosses() + ModalityDropout(0.1), True),
+        (NormEqualization() + ModalityDropout(0.1), False),
+    ],
+    ids=repr,
+)
+def test_only_the_plain_sum_is_left_to_autograd(policy, plain):
+    plan = plan_of(policy)
+    assert all((junction.combine is None) == plain for junction in make_junctions(plan, ("audio", "image")))

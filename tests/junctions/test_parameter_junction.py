@@ -27,7 +27,7 @@ def classifiers(modalities=("audio", "image")):
 def combined(sets):
     """MMPareto's rule on two sets of one encoder's gradients."""
     rows = [torch.stack([one.flatten(), other.flatten()]).double() for one, other in zip(*sets, strict=True)]
-    weights = MMPareto().weigh(torch.stack([row @ row.T for row in rows]))
+    weights = MMPareto().combination_weights(torch.stack([row @ row.T for row in rows]))
     return [(w @ row).view_as(g).float() for w, row, g in zip(weights, rows, sets[0], strict=True)]
 
 

@@ -5,31 +5,31 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from cggm import CGGM, Policy, UnimodalLosses
+from cggm import CGGM, UnimodalLosses
 from cggm.optim.direction import rotate_
-from cggm.policies.base import Balance
+from cggm.policies import Coefficients, CoefficientUpdate
 from helpers import backward, batches, flat, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed(Policy):
+class Fixed(Coefficients):
     """Constant coefficients: an encoder's steps are scaled and nothing else."""
 
     coefficients: tuple[float, ...]
 
-    def applications(self, adaptive):
+    def scale_targets(self, adaptive):
         return ("feature", "gradient", "update")
 
     def balance(self, scores, state):
         coefficients = scores.new_tensor(self.coefficients)
-        return Balance(coefficients, coefficients, state)
+        return CoefficientUpdate(coefficients, coefficients, state)
 
 
 @pytest.mark.parametrize("modalities", [("audio", "image"), THREE])
 @pytest.mark.parametrize(
-    "policy", [CGGM(lam=0.1), CGGM(rho=1.3, smoothing=0.5), CGGM(score="metric", stable=False)]
+    "policy", [CGGM(lam=0.1), CGGM(rho=1.3, smoothing=0.5), CGGM(score_kind="metric", stable=False)]
 )
 def test_feature_gradient_and_update_agree_under_plain_sgd(policy, modalities):
     results = {}
@@ -75,7 +75,7 @@ def test_adam_undoes_a_coefficient_on_the_gradient_but_not_on_the_update():
 )
 def test_auto(base, policy, expected):
     model = small_model()
-    assert wrap(model, base(model.parameters(), lr=0.1), policy).application == expected
+    assert wrap(model, base(model.parameters(), lr=0.1), policy).scale_target == expected
 
 
 def test_a_place_where_a_policy_cannot_act_is_refused():
@@ -109,12 +109,12 @@ def test_statistics_of_a_step(apply):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembering(Policy):
+class Remembering(Coefficients):
     """Keeps the scores themselves as its state."""
 
     def balance(self, scores, state):
         ones = torch.ones_like(scores)
-        return Balance(ones, ones, {"last": scores})
+        return CoefficientUpdate(ones, ones, {"last": scores})
 
 
 def test_statistics_that_were_kept_do_not_change_later():
@@ -128,22 +128,22 @@ def test_statistics_that_were_kept_do_not_change_later():
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookingBack(Policy):
+class LookingBack(Coefficients):
     """Keeps the scores of two steps, the one tensor under both names."""
 
     def balance(self, scores, state):
         ones = torch.ones_like(scores)
-        return Balance(ones, ones, {"last": scores, "before": state.get("last", scores)})
+        return CoefficientUpdate(ones, ones, {"last": scores, "before": state.get("last", scores)})
 
 
 def test_a_state_may_move_from_one_name_to_another():
     model = small_model()
     optimizer = wrap(model, policy=LookingBack())
     for _ in range(3):
-        before = optimizer.statistics["scores"] if optimizer._pending.state else None
+        before = optimizer.statistics["scores"] if optimizer._state.state else None
         train(model, optimizer, steps=1)
-    assert torch.equal(optimizer._pending.state["last"], optimizer.statistics["scores"])
-    assert torch.equal(optimizer._pending.state["before"], before)
+    assert torch.equal(optimizer._state.state["last"], optimizer.statistics["scores"])
+    assert torch.equal(optimizer._state.state["before"], before)
 
 
 def test_statistics_before_the_first_step_say_so():

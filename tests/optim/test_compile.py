@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from cggm import CGGM, UnimodalLosses
 from cggm.model.lookup import submodule
+from cggm.policies.plan import scale_targets
 from helpers import batches, flat, small_model, wrap
 
 POLICIES = {
@@ -16,7 +17,7 @@ POLICIES = {
     "released": CGGM.released(rho=1.0),
     "unimodal losses": UnimodalLosses(),
 }
-CASES = [(name, apply) for name, p in POLICIES.items() for apply in p.applications(adaptive=False)]
+CASES = [(name, apply) for name, p in POLICIES.items() for apply in scale_targets(p, adaptive=False)]
 
 
 @pytest.fixture(autouse=True)

@@ -26,24 +26,27 @@ each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 each_application = pytest.mark.parametrize("apply", ["gradient", "update"])
 
 pytestmark = pytest.mark.skipif(
-    wrap(small_model()).folding.refusal() is not None, reason="there are no compiled kernels here"
+    wrap(small_model()).fused_step.unsupported_reason() is not None,
+    reason="there are no compiled kernels here",
 )
 
 
 def prevent(optimizer: CGGMOptimizerWrapper) -> None:
     """A hook before the base's step wants gradients as they are to be used: the base then takes its own step."""
     optimizer.base.register_step_pre_hook(lambda *_: None)
-    assert not optimizer.folded
+    assert not optimizer.uses_fused_step
 
 
 def pair(make, apply, **options):
     """The same training folded and not: models and optimizers."""
     for fold in (True, False):
         model = small_model()
-        optimizer = wrap(model, make(model.parameters()), POLICY, apply=apply, **options)
+        optimizer = wrap(
+            model, make(model.parameters()), POLICY, apply=apply, fused=fold or "auto", **options
+        )
         if not fold:
             prevent(optimizer)
-        assert optimizer.folded == fold
+        assert optimizer.uses_fused_step == fold
         yield model, optimizer
 
 
@@ -151,7 +154,7 @@ def test_several_groups_schedulers_and_missing_gradients(apply):
             prevent(optimizer)
         model.encoders["image"][0].bias.requires_grad_(False)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        assert optimizer.folded == fold
+        assert optimizer.uses_fused_step == fold
         for _ in range(3):
             train(model, optimizer, steps=2)
             scheduler.step()

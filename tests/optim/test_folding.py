@@ -10,11 +10,12 @@ from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
 from cggm.optim import fused_rules as rules
-from cggm.optim.fused import Folding
+from cggm.optim.fused import FusedStep
 from helpers import backward, batches, flat, small_model, train, wrap
 
 pytestmark = pytest.mark.skipif(
-    wrap(small_model()).folding.refusal() is not None, reason="there are no compiled kernels here"
+    wrap(small_model()).fused_step.unsupported_reason() is not None,
+    reason="there are no compiled kernels here",
 )
 
 
@@ -38,7 +39,7 @@ def test_what_is_not_folded_is_stepped_by_the_optimizer_itself(case):
     make, reason = REFUSED[case]
     model = small_model()
     optimizer = wrap(model, make(model.parameters()), POLICY, apply="gradient")
-    assert reason in optimizer.folding.refusal()
+    assert reason in optimizer.fused_step.unsupported_reason()
     before = flat(model)
     train(model, optimizer, steps=2)
     assert not torch.equal(flat(model), before)
@@ -55,7 +56,7 @@ def test_a_parameter_that_changes_its_layout_between_steps_is_seen():
     with torch.no_grad():
         weight.data = weight.data.t().contiguous().t()
     train(model, optimizer, steps=1)
-    assert "momentum_buffer" in optimizer.folding.refusal()
+    assert "momentum_buffer" in optimizer.fused_step.unsupported_reason()
 
 
 def test_a_scheduler_of_the_base_is_seen():
@@ -63,7 +64,7 @@ def test_a_scheduler_of_the_base_is_seen():
     base = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.optim.lr_scheduler.ConstantLR(base)
     optimizer = wrap(model, base, POLICY, apply="gradient")
-    assert "made for the wrapped optimizer" in optimizer.folding.refusal()
+    assert "made for the wrapped optimizer" in optimizer.fused_step.unsupported_reason()
 
 
 def test_sparse_gradients_and_layouts_are_seen():
@@ -71,12 +72,12 @@ def test_sparse_gradients_and_layouts_are_seen():
     optimizer = wrap(model, policy=POLICY, apply="gradient")
     weight = model.head.weight
     weight.grad = torch.eye(3, 8).to_sparse()
-    assert "sparse" in optimizer.folding.refusal()
+    assert "sparse" in optimizer.fused_step.unsupported_reason()
     weight.grad = None
-    assert optimizer.folded
+    assert optimizer.uses_fused_step
     optimizer.base.state[weight]["momentum_buffer"] = torch.zeros(8, 3).t()
     optimizer.base.load_state_dict(optimizer.base.state_dict())  # new state objects are looked into again
-    assert "other strides" in optimizer.folding.refusal()
+    assert "other strides" in optimizer.fused_step.unsupported_reason()
 
 
 @pytest.mark.parametrize(("name", "folded"), [("AdamW", False), ("AdamW, fused", True), ("SGD", True)])
@@ -84,8 +85,8 @@ def test_while_a_graph_is_captured_no_step_is_counted_on_the_host(name, folded):
     model = small_model()
     optimizer = wrap(model, OPTIMIZERS[name](model.parameters()), POLICY, apply="feature")
     with mock.patch("cggm.optim.fused._capturing", return_value=True):
-        assert optimizer.folded == folded
-    assert optimizer.folded
+        assert optimizer.uses_fused_step == folded
+    assert optimizer.uses_fused_step
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_parameters_that_overlap_in_different_groups_are_left_to_the_wrapped_opt
     base = torch.optim.SGD([{"params": [part]} for part in parts], lr=0.1)
     for part in parts:
         part.grad = torch.ones(8)
-    assert "share memory" in Folding(base).refusal()
+    assert "share memory" in FusedStep(base).unsupported_reason()
 
 
 def test_parameters_that_share_memory_are_stepped_by_the_optimizer_itself():
@@ -149,13 +150,13 @@ def test_parameters_that_share_memory_are_stepped_by_the_optimizer_itself():
     double = torch.nn.Parameter(model.fusion.bias.data)
     base = torch.optim.SGD([{"params": list(model.parameters())}, {"params": [double]}], lr=0.1)
     optimizer = wrap(model, base, POLICY, apply="gradient")
-    assert "share memory" in optimizer.folding.refusal()
+    assert "share memory" in optimizer.fused_step.unsupported_reason()
     train(model, optimizer, steps=2)
     double.data = double.data.clone()
     base.param_groups[1]["params"] = [
         torch.nn.Parameter(double.data)
     ]  # other parameters are looked into again
-    assert optimizer.folded
+    assert optimizer.uses_fused_step
 
 
 def test_the_profiler_sees_both_steps():
@@ -164,7 +165,7 @@ def test_the_profiler_sees_both_steps():
     train(model, optimizer, steps=1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         train(model, optimizer, steps=1)
-    assert optimizer.folded
+    assert optimizer.uses_fused_step
     names = [event.name for event in profile.events() if event.name.startswith("Optimizer.step#")]
     assert names == ["Optimizer.step#CGGMOptimizerWrapper.step", "Optimizer.step#SGD.step"]
 
@@ -178,7 +179,7 @@ def test_global_hooks_around_the_step():
     )
     try:
         train(model, optimizer, steps=1)
-        assert optimizer.folded
+        assert optimizer.uses_fused_step
     finally:
         handle.remove()
     assert calls == [(optimizer.base, (optimizer.base,)), (optimizer, (optimizer,))]
@@ -193,7 +194,7 @@ def test_hooks_around_the_step():
     optimizer.base.register_step_post_hook(lambda base, args, kwargs: calls.append(base))
     optimizer.register_step_pre_hook(lambda wrapper, args, kwargs: calls.append(wrapper))
     train(model, optimizer, steps=1)
-    assert optimizer.folded
+    assert optimizer.uses_fused_step
     assert calls == [optimizer, optimizer.base]
 
 
@@ -222,7 +223,7 @@ def test_a_copy_goes_on_alike(apply):
     train(model, optimizer, steps=3)
     twin, its = copy.deepcopy((model, optimizer))
     for one, another in ((model, optimizer), (twin, its)):
-        assert another.folded
+        assert another.uses_fused_step
         train(one, another, steps=3, seed=6)
     assert torch.equal(flat(model), flat(twin))
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, ReduceLROnPlateau, SequentialLR
 
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
+from cggm.policies.plan import scale_targets
 from helpers import NoHostRead, backward, batches, flat, small_model, train, wrap
 
 POLICIES = [CGGM(lam=0.1), CGGM.paper(rho=1.0), CGGM.released(rho=1.0), UnimodalLosses()]
@@ -149,7 +150,7 @@ def test_a_step_that_grad_scaler_skips_commits_nothing(base, clears, apply):
 
 
 @pytest.mark.parametrize("apply", ["gradient", "update"])
-@pytest.mark.parametrize("policy", [CGGM(smoothing=0.3, lam=0.1), CGGM(score="metric", smoothing=0.0)])
+@pytest.mark.parametrize("policy", [CGGM(smoothing=0.3, lam=0.1), CGGM(score_kind="metric", smoothing=0.0)])
 def test_micro_batches_equal_one_large_batch(policy, apply):
     results = []
     for parts in (1, 4):
@@ -207,7 +208,7 @@ def test_a_closure_is_the_same_as_the_plain_loop(apply):
 
 RESUME = """
 import sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + '/optim']
 from helpers import *
 from test_optimizer import BASES, POLICIES
 torch.set_num_threads(1)
@@ -346,7 +347,7 @@ class NoHostSync(NoHostRead):
 @pytest.mark.parametrize("apply", ["feature", "gradient", "update"])
 def test_a_step_waits_for_no_device(policy, apply):
     model = small_model()
-    if apply not in policy.applications(adaptive=False):
+    if apply not in scale_targets(policy, adaptive=False):
         return
     optimizer = wrap(model, policy=policy, apply=apply)
     train(model, optimizer, steps=2)
@@ -395,6 +396,6 @@ def test_an_empty_micro_batch_leaves_the_scores_alone():
     for rows in (slice(None), slice(0)):
         loss = F.cross_entropy(model(*[x[rows] for x in inputs]), target[rows], reduction="sum")
         optimizer.balance(loss, target[rows]).backward()
-        coefficients.append(optimizer._pending.balance.coefficients.clone())
-    assert torch.isfinite(optimizer._pending.scores).all()
+        coefficients.append(optimizer._state.update.coefficients.clone())
+    assert torch.isfinite(optimizer._state.scores).all()
     assert torch.equal(*coefficients)

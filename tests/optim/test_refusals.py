@@ -233,7 +233,7 @@ def test_a_task_of_ones_own():
     task = Ranking()
     assert find_task(task) is task
     model = small_model()
-    optimizer = wrap(model, task=task, policy=CGGM(score="metric"))
+    optimizer = wrap(model, task=task, policy=CGGM(score_kind="metric"))
     ((inputs, target),) = batches(1)
     backward(model, optimizer, inputs, target)
     optimizer.step()

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cggm import CGGM, ModalityDropout, NormEqualization, UnimodalLosses
-from cggm.policies import AGM, DGL, OGMGE, Composition, FeaturePareto, MMPareto
-from helpers import batches, flat, small_model, train, wrap
+from cggm import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
+from cggm.policies import AGM, DGL, OGMGE, FeaturePareto, MMPareto
+from cggm.policies.plan import scale_targets
+from helpers import batches, flat, plan_of, small_model, train, wrap
 
 JUNCTION = [UnimodalLosses(), NormEqualization(), FeaturePareto(), DGL(), MMPareto()]
 COEFFICIENTS = [CGGM(smoothing=0.5), OGMGE(0.4, noise=False), AGM(1.0)]
@@ -17,7 +18,7 @@ def test_the_coefficient_scales_the_sum_of_both_gradients(apply):
     gradients = []
     for policy in (UnimodalLosses(), UnimodalLosses() + OGMGE(0.5, noise=False)):
         model = small_model()
-        place = apply if isinstance(policy, Composition) else "auto"
+        place = apply if isinstance(policy, Policy) else "auto"
         optimizer = wrap(model, torch.optim.SGD(model.parameters(), lr=1.0), policy, apply=place)
         ((inputs, target),) = batches(1)
         optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
@@ -63,13 +64,14 @@ def test_dropout_composes_with_every_policy(policy):
 @pytest.mark.parametrize("rule", [NormEqualization(), FeaturePareto(), DGL(), MMPareto()], ids=repr)
 def test_what_the_coefficients_part_wants_is_kept(rule):
     policy = rule + CGGM(lam=0.1, smoothing=0.3) + ModalityDropout(0.2)
-    assert (policy.lam, policy.direction, policy.dropout) == (0.1, "rotation", 0.2)
-    assert policy.detach_features is False
-    assert policy.meets_at == rule.meets_at
-    expected = CGGM().applications(adaptive=False)
-    if rule.meets_at == "parameters":
+    plan = plan_of(policy)
+    assert (plan.direction.lam, plan.direction.kind, plan.dropout.p) == (0.1, "rotation", 0.2)
+    assert plan.detaches_features is False
+    assert plan.combines_at_parameters == (rule.combine_at == "parameters")
+    expected = CGGM().scale_targets(adaptive=False)
+    if rule.combine_at == "parameters":
         expected = tuple(place for place in expected if place != "feature")
-    assert policy.applications(adaptive=False) == expected
+    assert scale_targets(policy, adaptive=False) == expected
 
 
 @pytest.mark.parametrize(
@@ -77,16 +79,16 @@ def test_what_the_coefficients_part_wants_is_kept(rule):
     [
         (CGGM(), OGMGE(0.3), "coefficients"),
         (CGGM(), CGGM(), "coefficients"),
-        (UnimodalLosses(), NormEqualization(), "junction"),
-        (MMPareto(), FeaturePareto(), "junction"),
-        (UnimodalLosses(), AGM(1.0), "junction"),
+        (UnimodalLosses(), NormEqualization(), "combiner"),
+        (MMPareto(), FeaturePareto(), "combiner"),
+        (UnimodalLosses(), AGM(1.0), "combiner"),
         (CGGM(), AGM(1.0), "coefficients"),
         (ModalityDropout(0.1), UnimodalLosses() + ModalityDropout(0.2), "dropout"),
     ],
     ids=repr,
 )
 def test_two_rules_for_the_same_place_are_refused(one, other, place):
-    names = f"{type(one).__name__} and .* both act in the same place \\({place}\\)"
+    names = f"{type(one).__name__}.* both act in the same place \\({place}\\)"
     with pytest.raises(ValueError, match=names):
         one + other
 

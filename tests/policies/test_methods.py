@@ -91,7 +91,7 @@ def test_pareto_weights_by_hand():
 def test_mmpareto_by_hand():
     # g_m = (1, 0 | 0), g_u = (-2, 0 | 1) in two tensors: x = 1, y = -2, z = 5, w_m = (5 + 2) / (1 + 5 + 4) = .7
     gram = torch.tensor([[[1.0, -2.0], [-2.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
-    weights = MMPareto(gamma=1.5).weigh(gram)
+    weights = MMPareto(gamma=1.5).combination_weights(gram)
     # first tensor: h = 1.4 - 1.2 = .2, raised to |1 - 2| = 1; second: h = .6, raised to 1
     expected = 1.5 * torch.tensor([[1.4 / 0.2, 0.6 / 0.2], [1.4 / 0.6, 0.6 / 0.6]], dtype=torch.float64)
     torch.testing.assert_close(weights, expected)
@@ -99,15 +99,15 @@ def test_mmpareto_by_hand():
 
 def test_mmpareto_sums_gradients_that_agree():
     gram = torch.tensor([[[1.0, 0.5], [0.5, 4.0]]], dtype=torch.float64)
-    torch.testing.assert_close(MMPareto(gamma=1.5).weigh(gram), torch.full((1, 2), 1.5, dtype=torch.float64))
+    torch.testing.assert_close(MMPareto(gamma=1.5).combination_weights(gram), torch.full((1, 2), 1.5, dtype=torch.float64))
 
 
 def test_exactly_opposed_gradients_stay_finite():
     gram = torch.tensor([[[1.0, -2.0], [-2.0, 4.0]]], dtype=torch.float64)  # g_u = −2 g_m
-    assert torch.isfinite(MMPareto().weigh(gram)).all()
-    assert torch.isfinite(MMPareto().weigh(torch.zeros(3, 2, 2, dtype=torch.float64))).all()
+    assert torch.isfinite(MMPareto().combination_weights(gram)).all()
+    assert torch.isfinite(MMPareto().combination_weights(torch.zeros(3, 2, 2, dtype=torch.float64))).all()
     g = torch.randn(4, 3)
-    assert torch.isfinite(FeaturePareto().meet(g, -2 * g)).all()
+    assert torch.isfinite(FeaturePareto().combine(g, -2 * g)).all()
 
 
 def test_feature_pareto_is_mmpareto_of_one_tensor():
@@ -116,17 +116,17 @@ def test_feature_pareto_is_mmpareto_of_one_tensor():
         shared = torch.randn(6, 4)
         m, u = torch.randn(6, 4) + shared, torch.randn(6, 4) + sign * shared
         gram = torch.stack([m.flatten(), u.flatten()]).double()
-        weights = MMPareto(1.5).weigh((gram @ gram.T)[None])[0].float()
-        torch.testing.assert_close(FeaturePareto(1.5).meet(m, u), weights[0] * m + weights[1] * u)
+        weights = MMPareto(1.5).combination_weights((gram @ gram.T)[None])[0].float()
+        torch.testing.assert_close(FeaturePareto(1.5).combine(m, u), weights[0] * m + weights[1] * u)
 
 
 def test_norm_equalization_by_hand():
     m, u = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.0, 6.0], [8.0, 0.0]])
     # norms 5 and 10: g = 10 (m / 5 + u / 10)
     expected = torch.tensor([[6.0, 6.0], [8.0, 8.0]])
-    torch.testing.assert_close(NormEqualization().meet(m, u), expected)
-    torch.testing.assert_close(NormEqualization().meet(torch.zeros_like(u), u), u)
-    torch.testing.assert_close(NormEqualization().meet(m, torch.zeros_like(m)), m)
+    torch.testing.assert_close(NormEqualization().combine(m, u), expected)
+    torch.testing.assert_close(NormEqualization().combine(torch.zeros_like(u), u), u)
+    torch.testing.assert_close(NormEqualization().combine(m, torch.zeros_like(m)), m)
 
 
 @pytest.mark.parametrize("rule", [NormEqualization(), FeaturePareto(gamma=1.0)], ids=repr)
@@ -134,9 +134,9 @@ def test_norm_equalization_by_hand():
 def test_a_zero_gradient_counts_as_nothing_at_any_scale(rule, scale):
     torch.manual_seed(0)
     g = scale * torch.randn(4, 3)
-    torch.testing.assert_close(rule.meet(g, 0 * g), g, rtol=2e-3, atol=0)  # Pareto weighs it 0.001
-    torch.testing.assert_close(rule.meet(0 * g, g), g, rtol=2e-3, atol=0)
-    assert torch.equal(rule.meet(0 * g, 0 * g), torch.zeros(4, 3))
+    torch.testing.assert_close(rule.combine(g, 0 * g), g, rtol=2e-3, atol=0)  # Pareto weighs it 0.001
+    torch.testing.assert_close(rule.combine(0 * g, g), g, rtol=2e-3, atol=0)
+    assert torch.equal(rule.combine(0 * g, 0 * g), torch.zeros(4, 3))
 
 
 @pytest.mark.parametrize("rule", [NormEqualization(), FeaturePareto()], ids=repr)
@@ -148,18 +148,18 @@ def test_rules_are_differentiable_themselves(rule):
 
 def test_dgl_keeps_the_unimodal_gradient_alone():
     m, u = torch.randn(3, 2), torch.randn(3, 2)
-    assert DGL().meet(m, u) is u
+    assert DGL().combine(m, u) is u
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_rules_follow_the_scale_of_the_loss_and_let_overflow_through(rule):
     torch.manual_seed(0)
     m, u = torch.randn(8, 4), torch.randn(8, 4)
-    torch.testing.assert_close(rule.meet(1024 * m, 1024 * u), 1024 * rule.meet(m, u))
-    assert rule.meet(m, None) is m
+    torch.testing.assert_close(rule.combine(1024 * m, 1024 * u), 1024 * rule.combine(m, u))
+    assert rule.combine(m, None) is m
     spoiled = u.clone()
     spoiled[0, 0] = torch.inf
-    assert not torch.isfinite(rule.meet(m, spoiled)).all()
+    assert not torch.isfinite(rule.combine(m, spoiled)).all()
 
 
 @pytest.mark.parametrize("rule", [NormEqualization(), FeaturePareto()], ids=repr)
@@ -167,8 +167,8 @@ def test_rules_follow_the_scale_of_the_loss_and_let_overflow_through(rule):
 def test_rules_in_half_precision(rule, scale):
     torch.manual_seed(0)
     m, u = torch.randn(32, 16), torch.randn(32, 16)  # norms of 1e3 · 22 squared do not fit into float16
-    half = rule.meet((scale * m).half(), (scale * 1e-1 * u).half())
-    exact = rule.meet((scale * m).half().double(), (scale * 1e-1 * u).half().double())
+    half = rule.combine((scale * m).half(), (scale * 1e-1 * u).half())
+    exact = rule.combine((scale * m).half().double(), (scale * 1e-1 * u).half().double())
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.double(), exact, rtol=2e-3, atol=1e-7)
 

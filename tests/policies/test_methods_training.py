@@ -156,7 +156,7 @@ def test_agm_without_modulation_is_joint_training():
 
 RESUME = """
 import sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + '/policies']
 from helpers import *
 from test_methods_training import BASES, POLICIES
 torch.set_num_threads(1)

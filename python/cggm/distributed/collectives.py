@@ -1,4 +1,4 @@
-"""What several processes that train one model say to one another, and the shards that they hold.
+"""Collectives between the processes that train one model, and the shards that they hold.
 
 Replicas (DistributedDataParallel) hold whole gradients; shards (FSDP2) hold `DTensor`s, of which the arithmetic
 elsewhere only ever sees the local part: `local` hands it out, and sums over it are added up over the mesh.
@@ -28,21 +28,21 @@ def world_size() -> int:
 
 
 def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
-    """Means `[M]` over the samples of all ranks: the one collective that a step needs.
+    """Means over the samples of all ranks: the one collective that a step needs.
 
     Every rank calls it once in every step, so that coefficients made from the result are the same everywhere.
 
     Args:
-        scores: `[M]` float32, means over this rank's samples; left alone.
+        scores: any shape, float32, means over this rank's samples; left alone.
         samples: their number.
     """
     if world_size() == 1:
         return scores
-    sums = torch.cat([scores, scores.new_ones(1)]) * samples  # [M + 1]
+    sums = torch.cat([scores.flatten(), scores.new_ones(1)]) * samples
     if samples == 0:  # a mean over nothing is NaN
         sums.zero_()
     dist.all_reduce(sums)
-    return sums[:-1] / sums[-1]
+    return (sums[:-1] / sums[-1]).view_as(scores)
 
 
 def average_over_ranks_(tensors: Sequence[Tensor]) -> None:

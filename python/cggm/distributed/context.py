@@ -1,4 +1,4 @@
-"""Keeps what the wrapper adds to a model equal in all processes that train it."""
+"""The processes that train one model: what holds its gradients, and what keeps the classifiers equal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..torch_private import active_reducer, at_end_of_backward, reduced_parameters, uncompiled
 from .collectives import average_over_ranks_, is_sharded, shard_groups, world_size
 
 
-class ClassifierReplicas:
-    """Keeps the unimodal classifiers equal on all ranks where nothing else does.
+class DistributedContext:
+    """Knows how a model is distributed, and keeps the unimodal classifiers equal on all ranks where nothing else does.
 
     `DistributedDataParallel` made after the classifiers were attached counts them among its parameters and
     reduces their gradients; made before, it does not know them, and they are averaged here, in one collective.
@@ -21,27 +22,30 @@ class ClassifierReplicas:
 
     Args:
         model: the user's model as given, in its wrapper or not.
-        classifiers: the unimodal classifiers, not attached yet; sharded in place where the model is.
-
-    Raises:
-        ValueError: parameters sharded otherwise than by `fully_shard` of the whole model; a process group
-            other than all ranks.
     """
 
-    def __init__(self, model: nn.Module, classifiers: nn.Module) -> None:
-        self._classifiers = classifiers
+    def __init__(self, model: nn.Module) -> None:
+        self._model = uncompiled(model)
+        self._classifiers: nn.Module = nn.Module()
         self._handle: Any = None
         self._to_average = False
-        while hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod
-        self._reducer = model if isinstance(model, DistributedDataParallel) else None
+        self._reducer = self._model if isinstance(self._model, DistributedDataParallel) else None
+        self.sharded = any(is_sharded(p) for p in self._model.parameters())
+
+    def adopt(self, classifiers: nn.Module) -> None:
+        """Take care of the unimodal classifiers, which are not attached yet; they are sharded where the model is.
+
+        Raises:
+            ValueError: parameters sharded otherwise than by `fully_shard` of the whole model; a process group
+                other than all ranks.
+        """
+        self._classifiers = classifiers
         self._check_reducer()
-        self.sharded = any(is_sharded(p) for p in model.parameters())
         if self.sharded:
-            _shard(classifiers, model)
+            _shard(classifiers, self._model)
 
     def attach(self, model: nn.Module) -> None:
-        """Find out in every forward pass which reducer runs the user's own module."""
+        """Notice in every forward pass which reducer runs the user's own module."""
         if world_size() > 1 and not self.sharded:
             self._handle = model.register_forward_pre_hook(self._note_reducer)
 
@@ -63,15 +67,15 @@ class ClassifierReplicas:
         return world_size() == 1 and not self.sharded
 
     def backward_started(self) -> None:
-        """Have the classifiers' gradients averaged over the ranks, where DistributedDataParallel does not do so.
+        """Average the classifiers' gradients at the end of this backward pass, where no reducer does so.
 
-        At the end of the backward pass that calls this, as DistributedDataParallel does it: at the step it would be
-        too late, since a `GradScaler` that finds an overflow in one rank's classifier skips that rank's step.
+        The step would be too late: a `GradScaler` that finds an overflow in one rank's classifier skips that rank's
+        step.
         """
         if self._reducer is not None and not self._known():
             self._to_average = True
             if self._reducer.require_backward_grad_sync:  # not under no_sync()
-                torch.autograd.Variable._execution_engine.queue_callback(self.average_gradients_)
+                at_end_of_backward(self.average_gradients_)
 
     def average_gradients_(self) -> None:
         """Average the classifiers' gradients over the ranks, if some have come since this was last done."""
@@ -80,24 +84,14 @@ class ClassifierReplicas:
         self._to_average = False
         average_over_ranks_([p.grad for p in self._classifiers.parameters() if p.grad is not None])
 
-    def check_gradients_apart(self) -> None:
-        """Refuse a setting of several processes in which the encoders' gradients cannot be made apart from backward.
-
-        Raises:
-            ValueError: a reducer that would wait for them, or none, or shards.
-        """
+    def makes_gradients_apart(self) -> bool:
+        """Whether the encoders' gradients can be made apart from the backward pass: no reducer waits for them."""
         reducer = self._reducer
         waits = reducer is None or not reducer.find_unused_parameters or reducer.gradient_as_bucket_view
-        if not self.sharded and (world_size() == 1 or not waits):
-            return
-        raise ValueError(
-            "policy: MMPareto() makes the encoders' gradients itself, averaged over the processes; hand the wrapper "
-            "DistributedDataParallel(model, find_unused_parameters=True), or use FeaturePareto(), the same rule at the "
-            "encoders' outputs"
-        )
+        return not self.sharded and (world_size() == 1 or not waits)
 
     def check_gradients_free(self) -> None:
-        """Refuse a setting in which gradients have their place in memory already.
+        """Refuse to lay out gradients that have their place in memory already.
 
         Raises:
             ValueError: they are shards, or views of DistributedDataParallel's buckets.
@@ -107,18 +101,18 @@ class ClassifierReplicas:
                 "fully_shard()" if self.sharded else "DistributedDataParallel(gradient_as_bucket_view=True)"
             )
             raise ValueError(
-                f"flatten=True and {other} would both lay the gradients out; leave one of them out"
+                f"flatten_gradients() and {other} would both lay the gradients out; leave one of them out"
             )
 
     def _note_reducer(self, _module: nn.Module, _arguments: tuple) -> None:
         # Some frameworks hand the bare module out while they run it inside the reducer.
-        active = None if torch.compiler.is_compiling() else DistributedDataParallel._get_active_ddp_module()
+        active = active_reducer()
         if active is not None and active is not self._reducer:
             self._reducer = active
             self._check_reducer()
 
     def _known(self) -> bool:
-        known = {id(p) for p in self._reducer._module_parameters}  # type: ignore[union-attr]
+        known = {id(p) for p in reduced_parameters(self._reducer)}  # type: ignore[arg-type]
         return all(id(p) in known for p in self._classifiers.parameters())
 
     def _check_reducer(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,23 +10,24 @@ import torch
 from torch import Tensor, nn
 
 
-class ModalityMask:
-    """One draw per sample and forward pass, shared by all encoders: with probability p, one modality is zeroed.
+class DropoutMask:
+    """One draw per sample and forward pass, shared by all encoders: a sample loses one modality, or none.
 
-    A new draw is made by the first encoder that runs after `forget()`, or that runs again.
+    The first encoder that runs after `forget()`, or that runs again, makes a new draw.
 
     Args:
-        p: probability in `(0, 1]`.
-        names: the modalities; each is dropped with probability `p / M`.
+        rates: the probability that a sample loses modality i; at most 1 together.
+        names: the modalities.
         model: dropout is off while it is in evaluation mode.
     """
 
-    def __init__(self, p: float, names: Sequence[str], model: nn.Module) -> None:
+    def __init__(self, rates: Sequence[float], names: Sequence[str], model: nn.Module) -> None:
         self.active = True
-        self._scale = len(names) / p
+        self._ends = list(itertools.accumulate(rates))
         self._names = tuple(names)
         self._model = model
-        self._numbers: Tensor | None = None  # [M, 1, 1], what the draws are compared with
+        # [M], where each modality's part of [0, 1) ends, and 0, ..., M − 1 as [M, 1, 1]
+        self._tables: tuple[Tensor, Tensor] | None = None
         # Who loses which modality, bool [B, 1]; kept for recomputation by checkpointing.
         self._drawn: dict[str, Tensor] = {}
         self._first: str | None = None  # whose run made the draw
@@ -49,8 +51,9 @@ class ModalityMask:
             if name == self._first:
                 self._draw(samples, features.device)  # leaves the random numbers as the first run did
         elif not self._served or name in self._served:
-            places = self._draw(samples, features.device).floor_()
-            masks = (places == self._numbers_on(features.device)).unbind()  # all at once, for fewer launches
+            ends, numbers = self._tables_on(features.device)
+            lost = torch.searchsorted(ends, self._draw(samples, features.device), right=True)  # M for none
+            masks = (lost == numbers).unbind()  # all at once, for fewer launches
             self._drawn = dict(zip(self._names, masks, strict=True))
             self._first, self._served = name, {name}
         else:
@@ -66,30 +69,36 @@ class ModalityMask:
         return dropped if features.ndim == 2 else dropped.view(-1, *[1] * (features.ndim - 1))
 
     def _draw(self, samples: int, device: torch.device) -> Tensor:
-        """Uniform in `[0, M / p)`, `[B, 1]`: below M it falls into one of M equal parts, the modality to drop."""
-        return torch.empty(samples, 1, device=device).uniform_(0, self._scale)
+        """Uniform in `[0, 1)`, `[B, 1]`."""
+        return torch.rand(samples, 1, device=device)
 
-    def _numbers_on(self, device: torch.device) -> Tensor:
-        """0, ..., M - 1, made once; a traced program makes its own, since it may not keep what it has made."""
-        numbers = self._numbers
-        if numbers is None or numbers.device != device or torch.compiler.is_compiling():
-            numbers = torch.arange(len(self._names), dtype=torch.float32, device=device)[:, None, None]
+    def set_rates(self, rates: Tensor) -> None:
+        """Drop modalities at these rates `[M]` from the next forward pass on."""
+        ends, _ = self._tables_on(rates.device)
+        ends.copy_(rates.cumsum(0))  # in place: a captured CUDA graph replays onto this address
+
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Made once per device; a traced program makes its own, since it may not keep what it has made."""
+        tables = self._tables
+        if tables is None or tables[0].device != device:
+            numbers = torch.arange(len(self._names), device=device)[:, None, None]
+            tables = torch.tensor(self._ends, dtype=torch.float32, device=device), numbers
             if not torch.compiler.is_compiling():
-                self._numbers = numbers
-        return numbers
+                self._tables = tables
+        return tables
 
     def forget(self) -> None:
         """The next encoder that runs makes a new draw."""
         self._served = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_numbers": None, "_drawn": {}, "_served": set()}
+        return {**self.__dict__, "_tables": None, "_drawn": {}, "_served": set()}
 
 
-def without(features: Tensor, dropped: Tensor | None) -> Tensor:
-    """A copy of the features `[B, ...]`, zero in the samples that have dropped them (bool `[B, 1, ...]`, None: nobody).
+def zero_dropped(features: Tensor, dropped: Tensor | None) -> Tensor:
+    """A copy of the features `[B, ...]`, zero in the samples that have dropped them (bool `[B, 1, ...]`; None: none).
 
-    >>> without(torch.ones(2, 2), torch.tensor([[True], [False]]))
+    >>> zero_dropped(torch.ones(2, 2), torch.tensor([[True], [False]]))
     tensor([[0., 0.],
             [1., 1.]])
     """

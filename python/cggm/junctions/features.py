@@ -1,8 +1,8 @@
-"""The junction: where the multimodal and the unimodal gradient meet at an encoder's output.
+"""The junction: where the multimodal and the unimodal gradient are combined at an encoder's output.
 
 An encoder's output `z` splits into two branches of equal value: `z_m` goes on into the user's fusion, `z_u` to
-the unimodal classifier. In the one ordinary backward pass both gradients arrive here, scaled alike by whatever
-loss scaling or accumulation does, and the policy says which single gradient enters the encoder.
+the unimodal classifier. In the one ordinary backward pass both gradients arrive here, scaled alike by loss scaling
+and accumulation, and the combiner makes the one gradient that enters the encoder.
 """
 
 from __future__ import annotations
@@ -15,28 +15,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..policies.base import Application, Policy
-from .dropout import without
-from .parameters import Meeting, ParameterJunction
+from ..policies.plan import Plan
+from ..torch_private import saved_tensors_are_exchanged
+from .dropout import zero_dropped
+from .parameters import ParameterCombiner, ParameterJunction
 
-Meet = Callable[[Tensor, "Tensor | None"], Tensor]
+Combine = Callable[..., Tensor]
 
 _numbers = itertools.count()
 _junctions: weakref.WeakValueDictionary[int, Junction] = weakref.WeakValueDictionary()
 
 
 class Junction:
-    """One encoder's junction: the policy's rule, and the coefficient that `balance()` finds before each backward.
+    """One encoder's junction: how the two gradients combine, and the coefficient that `balance()` finds.
 
     Args:
-        meet: the rule, as in `Policy.meet`; None for the plain sum.
-        scaled: whether the coefficient multiplies here what the rule returns.
+        combine: as `Combiner.combine`; None for the plain sum.
+        scaled: whether the coefficient multiplies here what `combine` returns.
+        weighs_unimodal: whether `combine` gets a weight of the unimodal gradient as its third argument.
     """
 
-    def __init__(self, meet: Meet | None, scaled: bool) -> None:
-        self.meet = meet
+    def __init__(self, combine: Combine | None, *, scaled: bool, weighs_unimodal: bool = False) -> None:
+        self.combine = combine
         self.scaled = scaled
+        self.weighs_unimodal = weighs_unimodal
         self._coefficient: Tensor | None = None
+        self._unimodal_weight: Tensor | None = None
         self._register()
 
     def _register(self) -> None:
@@ -44,7 +48,8 @@ class Junction:
         _junctions[self._number] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_coefficient": None}  # a view of what pickling would make a copy of
+        # views of what pickling would make copies of
+        return {**self.__dict__, "_coefficient": None, "_unimodal_weight": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -58,53 +63,64 @@ class Junction:
         The multimodal branch is a copy, zero in the samples that have `dropped` this modality: an in-place activation
         in the fusion then changes neither the classifier's features nor an autograd view.
         """
-        if self.meet is None and not self.scaled and (dropped is None or not _saved_tensors_are_exchanged()):
-            return without(output, dropped), output  # autograd adds the two gradients up by itself
+        plain = self.combine is None and not self.scaled
+        if plain and (dropped is None or not saved_tensors_are_exchanged()):
+            return zero_dropped(output, dropped), output  # autograd adds the two gradients up by itself
         return _Split.apply(output, self, dropped)
 
     def read(self, coefficient: Tensor) -> None:
         """Take the coefficient from this 0-dimensional tensor, whatever it holds when a backward pass comes by."""
         self._coefficient = coefficient
 
+    def read_unimodal_weight(self, weight: Tensor) -> None:
+        """Take the weight of the unimodal gradient from this 0-dimensional tensor, as `read` does."""
+        self._unimodal_weight = weight
+
     def coefficient(self, like: Tensor) -> Tensor:
         """The coefficient now, on the device of `like`; 1 before there is one."""
-        if self._coefficient is None:
-            return like.new_ones((), dtype=torch.float32)
-        return self._coefficient.to(like.device)
+        return _on_device(self._coefficient, like)
+
+    def unimodal_weight(self, like: Tensor) -> Tensor:
+        """The weight of the unimodal gradient now, on the device of `like`; 1 before there is one."""
+        return _on_device(self._unimodal_weight, like)
 
     def backward(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor | None:
         """The gradient that enters the encoder; None stands for a branch that no loss has used."""
         if multimodal is None and unimodal is None:
             return None
-        gradient = self._met(multimodal, unimodal)
+        gradient = self._combined(multimodal, unimodal)
         if not self.scaled:
             return gradient
         if torch.compiler.is_compiling():  # tracing would freeze the value: look it up when the graph runs
             return gradient * _coefficient_of(gradient, self._number).to(gradient.dtype)
         return gradient * self.coefficient(gradient).to(gradient.dtype)
 
-    def _met(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor:
-        if self.meet is not None:
-            return self.meet(torch.zeros_like(unimodal) if multimodal is None else multimodal, unimodal)
-        if multimodal is None or unimodal is None:
-            return unimodal if multimodal is None else multimodal
-        return multimodal + unimodal
+    def _combined(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor:
+        if unimodal is None:  # the classifier saw detached features
+            return multimodal  # type: ignore[return-value]
+        if self.combine is None:
+            return unimodal if multimodal is None else multimodal + unimodal
+        multimodal = torch.zeros_like(unimodal) if multimodal is None else multimodal
+        if not self.weighs_unimodal:
+            return self.combine(multimodal, unimodal)
+        if torch.compiler.is_compiling():
+            return self.combine(multimodal, unimodal, _unimodal_weight_of(unimodal, self._number))
+        return self.combine(multimodal, unimodal, self.unimodal_weight(unimodal))
 
 
-def make_junctions(
-    policy: Policy, application: Application, names: Sequence[str]
-) -> list[Junction] | list[ParameterJunction]:
-    """The modalities' junctions with the policy's rule, scaling at the features where its coefficients act there."""
-    if policy.meets_at == "features":
-        scaled = application == "feature" and "coefficients" in policy.places
-        return [Junction(None if policy.adds else policy.meet, scaled=scaled) for _ in names]
-    meeting = Meeting(policy.weigh)
-    return [ParameterJunction(meeting, name) for name in names]
+def _on_device(value: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_ones((), dtype=torch.float32) if value is None else value.to(like.device)
 
 
-def _saved_tensors_are_exchanged() -> bool:
-    """Whether something repacks what autograd saves: checkpointing would bring back another pass's draw."""
-    return torch.compiler.is_compiling() or bool(torch._C._autograd._top_saved_tensors_default_hooks(False))
+def make_junctions(plan: Plan, names: Sequence[str]) -> list[Junction] | list[ParameterJunction]:
+    """A junction per modality: combining as the plan says, and scaling where coefficients act at the features."""
+    combiner = plan.combiner
+    if plan.combines_at_parameters:
+        shared = ParameterCombiner(combiner.combination_weights)
+        return [ParameterJunction(shared, name) for name in names]
+    combine = None if combiner is None or plan.adds_gradients else combiner.combine
+    scaled = plan.scale_at == "feature"
+    return [Junction(combine, scaled=scaled, weighs_unimodal=plan.weighs_unimodal) for _ in names]
 
 
 @torch.library.custom_op("cggm::coefficient_of", mutates_args=())
@@ -112,7 +128,13 @@ def _coefficient_of(like: Tensor, number: int) -> Tensor:
     return _junctions[number].coefficient(like).clone()
 
 
+@torch.library.custom_op("cggm::unimodal_weight_of", mutates_args=())
+def _unimodal_weight_of(like: Tensor, number: int) -> Tensor:
+    return _junctions[number].unimodal_weight(like).clone()
+
+
 @_coefficient_of.register_fake
+@_unimodal_weight_of.register_fake
 def _(like: Tensor, number: int) -> Tensor:
     return like.new_empty((), dtype=torch.float32)
 
@@ -125,7 +147,7 @@ class _Split(torch.autograd.Function):
         # An attribute instead of a saved tensor: recomputation cannot exchange it.
         ctx.junction, ctx.dropped = junction, dropped
         ctx.set_materialize_grads(False)
-        return without(output, dropped), output.view_as(output)
+        return zero_dropped(output, dropped), output.view_as(output)
 
     @staticmethod
     def backward(

@@ -1,4 +1,4 @@
-"""What an encoder puts out: the features in it, and the hook that splits and keeps them."""
+"""The hook on an encoder: finds the features in its output, splits them at the junction and keeps them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .dropout import ModalityMask
+from ..torch_private import recomputing
+from .dropout import DropoutMask
 from .features import Junction
 from .parameters import ParameterJunction
 
@@ -67,7 +68,7 @@ def replace(output: Any, selector: Selector, features: Tensor) -> Any:
     return output
 
 
-class Capture:
+class EncoderHook:
     """Forward hook on one encoder: splits its output at the junction and keeps the unimodal branch.
 
     Args:
@@ -78,7 +79,7 @@ class Capture:
     """
 
     def __init__(
-        self, name: str, selector: Selector, junction: Junction | ParameterJunction, mask: ModalityMask | None
+        self, name: str, selector: Selector, junction: Junction | ParameterJunction, mask: DropoutMask | None
     ) -> None:
         self.name = name
         self.selector = selector
@@ -109,8 +110,3 @@ class Capture:
     def __getstate__(self) -> dict[str, Any]:
         # a graph can be neither copied nor pickled
         return {**self.__dict__, "features": None, "output": None}
-
-
-def recomputing() -> bool:
-    """Inside a backward pass, as activation checkpointing is when it repeats a forward."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

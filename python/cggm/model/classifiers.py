@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..tasks import Task
 from .classifier_modules import UnimodalClassifier, UnimodalMapClassifier
-from .evaluation import Evaluation, evaluate
+from .evaluation import UnimodalEvaluation, unimodal_losses
 from .lookup import submodule
 
 #: The name of the submodule that holds the classifiers on the user's model.
@@ -40,7 +40,7 @@ class UnimodalClassifiers(nn.Module):
 
     def forward(
         self, features: Sequence[Tensor], task: Task, target: Tensor, *, fit: bool = False
-    ) -> Evaluation:
+    ) -> UnimodalEvaluation:
         """The losses and outputs, features in the order of the modalities.
 
         Args:
@@ -55,7 +55,7 @@ class UnimodalClassifiers(nn.Module):
         """
         for (name, classifier), x in zip(self.named_children(), features, strict=True):
             _check_width(name, classifier, x, fit)
-        return evaluate(list(self.children()), features, task, target)
+        return unimodal_losses(list(self.children()), features, task, target)
 
     def output_weights(self) -> list[Tensor]:
         """The M output layers' weights, each of the head's shape."""
@@ -71,8 +71,8 @@ def _check_width(name: str, classifier: nn.Module, features: Tensor, fit: bool) 
         return
     if not fit:
         raise ValueError(
-            f"classifiers[{name!r}] expects features of width {classifier.width}, but the "
-            f"encoder puts out {list(features.shape)}; pass classifiers={{{name!r}: {width}}}"
+            f"encoders[{name!r}]: its classifier expects features of width {classifier.width}, but the "
+            f"encoder puts out {list(features.shape)}; pass Encoder(..., classifier={width})"
         )
     classifier.fit(width)
 
@@ -106,48 +106,53 @@ def feature_width(encoder: nn.Module) -> int | None:
 
 
 def build_classifiers(
-    spec: Mapping[str, Any] | str | None, encoders: Mapping[str, nn.Module], head: nn.Module
+    choices: Mapping[str, Any], encoders: Mapping[str, nn.Module], head: nn.Module
 ) -> UnimodalClassifiers:
     """One classifier per modality, its output layer found.
 
     Args:
-        spec: None for the default classifier everywhere, `"attention"` for the one with self-attention, or a
-            mapping modality -> a module of the user's, (module, name of its output layer), or the width of
-            that encoder's features (modalities left out get the default).
+        choices: modality -> as `Encoder.classifier`; modalities left out get the default.
         encoders: modality -> encoder.
         head: the fusion's output layer.
 
     Raises:
-        ValueError: an unknown modality or word; a head for which no default classifier is known; a classifier
-            without an output layer of the head's shape.
+        ValueError: an unknown word; a head for which no default classifier is known; a classifier without an output
+            layer of the head's shape; one classifier for two modalities.
+        TypeError: none of what a classifier can be.
     """
-    if spec is not None and spec != "attention" and not isinstance(spec, Mapping):
-        raise ValueError(f"classifiers must be None, 'attention' or a mapping, got {spec!r}")
-    given = spec if isinstance(spec, Mapping) else {}
-    unknown = [name for name in given if name not in encoders]
-    if unknown:
-        raise ValueError(f"classifiers names {unknown}, but the modalities are {list(encoders)}")
     built: dict[str, nn.Module] = {}
     outputs: dict[str, str] = {}
     for name, encoder in encoders.items():
-        if "." in name or hasattr(nn.Module, name):
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.Module(), name):
             raise ValueError(f"encoders: {name!r} cannot name a submodule; call this modality something else")
-        choice = given.get(name)
-        module, layer = choice if isinstance(choice, tuple) else (choice, None)
+        choice = choices.get(name)
+        module, layer = choice if isinstance(choice, tuple) and len(choice) == 2 else (choice, None)
         if not isinstance(module, nn.Module):
-            module = _default(name, module, encoder, head, attention=spec == "attention")
+            module = _default(name, module, encoder, head)
+        same = [other for other, its in built.items() if its is module]
+        if same:
+            raise ValueError(
+                f"encoders: {same[0]!r} and {name!r} have the same classifier; give each its own"
+            )
         built[name], outputs[name] = module, _output_layer(name, module, head, layer)
     return UnimodalClassifiers(built, outputs)
 
 
-def _default(name: str, width: int | None, encoder: nn.Module, head: nn.Module, attention: bool) -> nn.Module:
+def _default(name: str, choice: Any, encoder: nn.Module, head: nn.Module) -> nn.Module:
+    attention = choice == "attention"
+    width = None if attention else choice
+    if isinstance(width, bool) or not (width is None or (isinstance(width, int) and width > 0)):
+        raise TypeError(
+            f"encoders[{name!r}]: classifier must be a module, (module, 'its output layer'), the features' width, "
+            f"'attention' or None, got {choice!r}"
+        )
     if isinstance(head, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and head.groups == 1 and not attention:
         return UnimodalMapClassifier(width or feature_width(encoder) or head.in_channels, head)
     if not isinstance(head, nn.Linear):
         raise ValueError(
-            f"classifiers: no default for a head of type {type(head).__name__} (nn.Linear and convolutions of one "
-            "group have one, 'attention' needs nn.Linear); pass "
-            f"classifiers={{{name!r}: module, ...}} whose output layer has the head's weight shape"
+            f"encoders[{name!r}]: there is no default classifier for a head of type {type(head).__name__} (nn.Linear "
+            "and convolutions of one group have one, 'attention' needs nn.Linear); pass "
+            "Encoder(..., classifier=module) with a module whose output layer has the head's weight shape"
         )
     return UnimodalClassifier(width or feature_width(encoder) or head.in_features, head, attention=attention)
 
@@ -163,7 +168,8 @@ def _output_layer(name: str, classifier: nn.Module, head: nn.Module, named: str 
     fitting = [key for key, shape in shapes.items() if shape == wanted]
     if not fitting:
         raise ValueError(
-            f"classifiers[{name!r}]: no output layer whose weight has the head's shape {wanted}, found {shapes}; "
+            f"encoders[{name!r}]: its classifier has no output layer whose weight has the head's shape {wanted}, "
+            f"found {shapes}; "
             "end the classifier in a layer like the head, or name the layer: (module, 'name')"
         )
     return fitting[-1]

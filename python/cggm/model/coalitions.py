@@ -1,4 +1,4 @@
-"""What each modality contributes to what the model's head puts out."""
+"""The fusion run again on other features: what each modality contributes to the head's output."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from ..constants import constant, table
-from ..junctions.hook import recomputing, replace
+from ..junctions.hook import replace
+from ..torch_private import recomputing
 from .shapley import EXACT, coalitions
 
 if TYPE_CHECKING:
-    from .encoders import Modalities
+    from .encoders import EncoderSet
 
 
-class Responses:
+class CoalitionForward:
     """Runs the fusion again with some modalities' features zeroed; the encoders themselves run once.
 
     Their outputs are kept from the training loop's own forward pass, and put in the encoders' place while the
-    model's forward function is called again, in evaluation mode and under the same autocast. Works for any
+    model's forward function is called again, under the same autocast. Works for any
     fusion whose forward function calls each encoder once.
 
     Args:
         model: the user's model, unwrapped.
         head_path: name of its output layer, whose output is what a coalition of modalities is worth.
-        modalities: the encoders.
-        permutations: as in `coalitions`.
+        encoders: the model's encoders.
     """
 
-    def __init__(self, model: nn.Module, head_path: str, modalities: Modalities, permutations: int) -> None:
-        self._model, self._head_path, self._modalities = model, head_path, modalities
-        self._permutations = permutations
+    def __init__(self, model: nn.Module, head_path: str, encoders: EncoderSet) -> None:
+        self._model, self._head_path, self._encoders = model, head_path, encoders
         self._handles: list[Any] = []
         self.forget()
 
@@ -44,8 +43,8 @@ class Responses:
             self._model.register_forward_pre_hook(self._keep_call, with_kwargs=True),
             head.register_forward_hook(self._keep_output),
         ]
-        for capture in self._modalities.captures:
-            capture.keeps_output = True
+        for hook in self._encoders.hooks:
+            hook.keeps_output = True
 
     def detach(self) -> None:
         """Undo `attach`."""
@@ -58,65 +57,93 @@ class Responses:
         self._call: tuple[tuple, dict[str, Any]] | None = None
         self._output: Tensor | None = None
 
-    def attribute(self) -> Attribution:
+    def attribute(self, permutations: int) -> ShapleyAttribution:
         """Shapley values of the modalities in the head's output of the forward pass just made.
+
+        Args:
+            permutations: as in `coalitions`.
 
         Raises:
             RuntimeError: the model was not called as a whole, or its forward function does not reach the head.
+        """
+        everyone, features = self.output, self.features
+        modalities = len(features)
+        asked, shares = coalitions(modalities, permutations)
+        exact = modalities <= EXACT  # the same in every step
+        weights = (constant if exact else table)(tuple(map(tuple, shares)), everyone.device)  # [M, S]
+        with self._in_evaluation():
+            values = [
+                self([x.clone() if i in members else torch.zeros_like(x) for i, x in enumerate(features)])
+                for members in asked[:-1]
+            ]
+        return ShapleyAttribution([*values, everyone], weights)
+
+    @property
+    def output(self) -> Tensor:
+        """What the head made of the forward pass just made, with its graph.
+
+        Raises:
+            RuntimeError: there was none of the whole model.
         """
         if self._call is None or not isinstance(self._output, Tensor):
             raise RuntimeError(
                 "the modalities' responses need a forward pass of the whole model, model(...), whose head puts out a "
                 "tensor; call that before balance()"
             )
-        everyone = self._output
-        modalities = len(self._modalities.names)
-        asked, shares = coalitions(modalities, self._permutations)
-        exact = modalities <= EXACT  # the same in every step
-        weights = (constant if exact else table)(tuple(map(tuple, shares)), everyone.device)  # [M, S]
-        try:
-            with self._in_evaluation(everyone):
-                values = [self._value(coalition) for coalition in asked[:-1]]
-        finally:
-            self._output = everyone
-        return Attribution([*values, everyone], weights)
-
-    def _value(self, coalition: tuple[int, ...]) -> Tensor:
-        arguments, keywords = self._call  # type: ignore[misc]
-        self._output = None
-        with self._standing_in(coalition):
-            self._model.forward(*arguments, **keywords)
-        if self._output is None:
-            raise RuntimeError("the model's forward function did not reach its head when it was called again")
         return self._output
 
-    @contextlib.contextmanager
-    def _standing_in(self, coalition: Sequence[int]) -> Iterator[None]:
-        """The kept outputs in the encoders' place, those outside of the coalition zeroed."""
-        encoders, captures = self._modalities.encoders(), self._modalities.captures
-        own = [encoder.__dict__.get("forward") for encoder in encoders]
-        for i, (encoder, capture) in enumerate(zip(encoders, captures, strict=True)):
-            output, selector = capture.output  # type: ignore[misc]
-            features = capture.features.clone() if i in coalition else torch.zeros_like(capture.features)
-            encoder.forward = _always(replace(output, selector, features))
-            capture.passing = True
+    @property
+    def features(self) -> list[Tensor]:
+        """The M encoders' features of the forward pass just made, with their graphs."""
+        return self._encoders.features()
+
+    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+        """What the head makes of other features, with its graph: the model's forward function, without its encoders.
+
+        Args:
+            features: M tensors of the shapes that the encoders put out.
+
+        Raises:
+            RuntimeError: the forward function does not reach the head.
+        """
+        arguments, keywords = self._call  # type: ignore[misc]
+        everyone, self._output = self.output, None
         try:
+            with self._standing_in(features), torch.autocast(everyone.device.type, **self._autocast):
+                self._model.forward(*arguments, **keywords)
+            if self._output is None:
+                raise RuntimeError(
+                    "the model's forward function did not reach its head when it was called again"
+                )
+            return self._output
+        finally:
+            self._output = everyone
+
+    @contextlib.contextmanager
+    def _standing_in(self, features: Sequence[Tensor]) -> Iterator[None]:
+        """The features in place of what the encoders put out. The encoders' own functions come back on every error."""
+        encoders, hooks = self._encoders.modules(), self._encoders.hooks
+        own = [encoder.__dict__.get("forward") for encoder in encoders]
+        outputs = [replace(*hook.output, x) for hook, x in zip(hooks, features, strict=True)]
+        try:
+            for encoder, hook, output in zip(encoders, hooks, outputs, strict=True):
+                encoder.forward = _always(output)
+                hook.passing = True
             yield
         finally:
-            for encoder, capture, forward in zip(encoders, captures, own, strict=True):
-                capture.passing = False
-                del encoder.forward
+            for encoder, hook, forward in zip(encoders, hooks, own, strict=True):
+                hook.passing = False
+                encoder.__dict__.pop("forward", None)
                 if forward is not None:
                     encoder.forward = forward
 
     @contextlib.contextmanager
-    def _in_evaluation(self, like: Tensor) -> Iterator[None]:
-        """Evaluation mode, and the autocast of the forward pass."""
+    def _in_evaluation(self) -> Iterator[None]:
+        """The model in evaluation mode."""
         modes = [(module, module.training) for module in self._model.modules()]
         self._model.eval()
         try:
-            with torch.autocast(like.device.type, **self._autocast):
-                yield
+            yield
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -143,7 +170,7 @@ def _always(output: Any) -> Callable[..., Any]:
     return lambda *_, **__: output
 
 
-class Attribution:
+class ShapleyAttribution:
     """The coalitions' values `v(S)` and the weights that make each modality's response of them.
 
     Args:

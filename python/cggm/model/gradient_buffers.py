@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +10,14 @@ from torch import Tensor, nn
 from cggm_ops.checks import is_dense
 
 from ..distributed.collectives import is_sharded
-from ..distributed.context import ClassifierReplicas
-from .encoders import Modalities
+from ..distributed.context import DistributedContext
+from ..torch_private import at_end_of_backward, foreach_copy_, foreach_zero_
+from .encoders import EncoderSet
 
 _ALIGNMENT = 64  # bytes: a gradient begins where a cache line does
 
 
-class Segment(NamedTuple):
-    """One modality's part of a buffer, in the place of its parameters."""
-
-    grad: Tensor  # [N], one-dimensional; gaps between gradients are zeros
-
-
-class FlatGradients:
+class GradientBuffers:
     """Keeps the gradients of a model in one buffer per dtype and device, of which every `p.grad` is a view.
 
     Backward makes gradients wherever it likes; `gather` moves those that are not views yet into the buffers, and
@@ -32,27 +26,26 @@ class FlatGradients:
 
     Args:
         model: the user's model with the unimodal classifiers, out of its wrappers.
-        modalities: which parameter belongs to which.
-        replicas: refuses where something else lays gradients out.
+        encoders: which parameter belongs to which modality.
+        context: refuses where something else lays gradients out.
 
     Raises:
         ValueError: `fully_shard`, or DistributedDataParallel's own buffers.
     """
 
-    def __init__(self, model: nn.Module, modalities: Modalities, replicas: ClassifierReplicas) -> None:
-        replicas.check_gradients_free()
-        self._model, self._modalities, self._replicas = model, modalities, replicas
+    def __init__(self, model: nn.Module, encoders: EncoderSet, context: DistributedContext) -> None:
+        context.check_gradients_free()
+        self._model, self._encoders, self._context = model, encoders, context
         self._forget()
 
     def _forget(self) -> None:
         self._buffers: tuple[Tensor, ...] = ()
-        self.segments: list[tuple[Segment, int]] = []  # with the indices of their modalities
         self._places: dict[Tensor, tuple[Tensor, int]] = {}  # parameter -> view of a buffer, its address
         self._gaps: list[Tensor] = []  # what no gradient fills, for the sake of alignment
-        self._known: tuple[Any, list[tuple[Tensor, int]]] = (None, [])
+        self._known: tuple[Any, list[Tensor]] = (None, [])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_model", "_modalities", "_replicas")}
+        return {name: self.__dict__[name] for name in ("_model", "_encoders", "_context")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -60,12 +53,11 @@ class FlatGradients:
 
     def backward_started(self) -> None:
         """Gather at the end of the backward pass that calls this, after what others have queued in it."""
-        engine = torch.autograd.Variable._execution_engine
         if not torch.compiler.is_compiling():  # which has no such queue: the step gathers
-            engine.queue_callback(lambda: engine.queue_callback(self._gather_unless_recorded))
+            at_end_of_backward(lambda: at_end_of_backward(self._gather_unless_recorded))
 
     def _gather_unless_recorded(self) -> None:
-        gradients = (p.grad for p, _ in self._parameters())
+        gradients = (p.grad for p in self._parameters())
         # With create_graph=True somebody wants the gradients' graph.
         if not any(g is not None and g.requires_grad for g in gradients):
             self.gather()
@@ -81,10 +73,10 @@ class FlatGradients:
 
         Raises:
             RuntimeError: a sparse gradient.
-            ValueError: what `replicas` refuses; every gradient is left as it was.
+            ValueError: what `context` refuses; every gradient is left as it was.
         """
-        self._replicas.check_gradients_free()
-        parameters = [p for p, _ in self._parameters()]
+        self._context.check_gradients_free()
+        parameters = self._parameters()
         moved = [p for p in parameters if p.grad is not None and not self._is_in_place(p)]
         for parameter in moved:
             _check(parameter.grad)
@@ -93,12 +85,12 @@ class FlatGradients:
             self._lay_out()
             moved = [p for p in parameters if p.grad is not None]
         if moved:
-            torch._foreach_copy_([self._places[p][0] for p in moved], [p.grad for p in moved])
+            foreach_copy_([self._places[p][0] for p in moved], [p.grad for p in moved])
             for parameter in moved:
                 parameter.grad = self._places[parameter][0]
         empty = self._gaps + [view for p, (view, _) in self._places.items() if p.grad is None]
         if empty:
-            torch._foreach_zero_(empty)
+            foreach_zero_(empty)
 
     def _is_in_place(self, parameter: Tensor) -> bool:
         """Whether its gradient is the view, and the view is where it was: `model.to(...)` moves what is in it."""
@@ -110,38 +102,33 @@ class FlatGradients:
         view, address = self._places.get(parameter, (None, 0))
         return view is not None and view.data_ptr() == address and _alike(view, parameter.grad)
 
-    def _parameters(self) -> list[tuple[Tensor, int]]:
-        """The model's parameters with their modalities' indices, in order, the rest of the model last."""
-        owned = self._modalities.owned()
+    def _parameters(self) -> list[Tensor]:
+        """The model's parameters, modality by modality, the rest of the model last."""
+        owned = self._encoders.encoder_parameters()
         if self._known[0] is not owned:
-            inside = {p for p, _ in owned}
-            rest = [(p, len(self._modalities.names)) for p in self._model.parameters() if p not in inside]
-            self._known = (owned, [*owned, *rest])
+            first = dict.fromkeys(p for p, _ in owned)
+            self._known = (owned, list(first | dict.fromkeys(self._model.parameters())))
         return self._known[1]
 
     def _lay_out(self) -> None:
         """Make buffers for all parameters that can be trained, or have a gradient all the same."""
-        kinds: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, int, Tensor]]] = {}
-        for parameter, owner in self._parameters():
+        kinds: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, Tensor]]] = {}
+        for parameter in self._parameters():
             if parameter.requires_grad or parameter.grad is not None:
                 like = parameter if parameter.grad is None else parameter.grad
-                kinds.setdefault((like.dtype, like.device), []).append((parameter, owner, like))
-        self.segments, self._places, self._gaps, buffers = [], {}, [], []
+                kinds.setdefault((like.dtype, like.device), []).append((parameter, like))
+        self._places, self._gaps, buffers = {}, [], []
         for (dtype, device), members in kinds.items():
             room = _ALIGNMENT // dtype.itemsize
-            spans = [-(-like.numel() // room) * room for _, _, like in members]
+            spans = [-(-like.numel() // room) * room for _, like in members]
             buffer, offset = torch.zeros(sum(spans), dtype=dtype, device=device), 0
             buffers.append(buffer)
-            for owner, run in groupby(zip(members, spans, strict=True), key=lambda one: one[0][1]):
-                start = offset
-                for (parameter, _, like), span in run:
-                    view = _view(buffer, offset, like)
-                    self._places[parameter] = (view, view.data_ptr())
-                    if like.numel() < span:
-                        self._gaps.append(buffer[offset + like.numel() : offset + span])
-                    offset += span
-                if owner < len(self._modalities.names):
-                    self.segments.append((Segment(buffer[start:offset]), owner))
+            for (parameter, like), span in zip(members, spans, strict=True):
+                view = _view(buffer, offset, like)
+                self._places[parameter] = (view, view.data_ptr())
+                if like.numel() < span:
+                    self._gaps.append(buffer[offset + like.numel() : offset + span])
+                offset += span
         self._buffers = tuple(buffers)
 
 
@@ -163,6 +150,6 @@ def _alike(view: Tensor, gradient: Tensor) -> bool:
 def _check(gradient: Tensor) -> None:
     if gradient.layout is not torch.strided or is_sharded(gradient):
         raise RuntimeError(
-            f"flatten=True lays out whole dense gradients, and one of shape {list(gradient.shape)} is a "
-            f"{type(gradient).__name__} of {gradient.layout}; make embeddings with sparse=False, or leave flatten out"
+            f"flatten_gradients() lays out whole dense gradients, and one of shape {list(gradient.shape)} is a "
+            f"{type(gradient).__name__} of {gradient.layout}; make embeddings with sparse=False, or do without it"
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..junctions.hook import recomputing
+from ..torch_private import recomputing
 
 
 def split_head(features: Sequence[Tensor], head: nn.Module) -> list[Tensor]:
@@ -50,7 +50,7 @@ def split_head(features: Sequence[Tensor], head: nn.Module) -> list[Tensor]:
 
 
 class HeadSplit:
-    """Splits the model's head, having made sure once that the head does take the concatenated features.
+    """Splits the model's head, where autograd's graph shows that it takes the concatenated features.
 
     Args:
         model: the user's model, unwrapped.
@@ -61,10 +61,9 @@ class HeadSplit:
         self._model, self._head_path = model, head_path
         self._handle: Any = None
         self._input: Tensor | None = None
-        self._sure = False
 
     def attach(self) -> None:
-        """Watch what the head gets, until it has been compared with the features."""
+        """Watch what the head gets."""
         head = self._model.get_submodule(self._head_path)
         self._handle = head.register_forward_pre_hook(self._keep_input)
 
@@ -78,30 +77,40 @@ class HeadSplit:
         self._input = None
 
     def split(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """As `split_head`; the first call compares values on the host.
+        """As `split_head`.
+
+        Args:
+            features: M tensors with their graphs, as the encoders' hooks captured them.
 
         Raises:
             ValueError: a head of another kind, or one that takes something else than the concatenated features.
         """
         outputs = split_head(features, self._model.get_submodule(self._head_path))
-        if not self._sure and self._input is not None:
-            joined = torch.cat([x.detach() for x in features], -1)
-            # zero: what modality dropout has taken out
-            same = joined.shape == self._input.shape and bool(
-                ((joined == self._input) | (self._input == 0)).all()
+        if self._input is not None and not _is_concatenation(self._input, features):
+            raise ValueError(
+                "the head cannot be split: it does not take the features as they are, concatenated in the order of "
+                "encoders; let the unimodal classifiers tell the confidences, OGMGE(split_head=False)"
             )
-            if not same:
-                raise ValueError(
-                    "the head cannot be split: it does not take the features as they are, concatenated in the order of "
-                    "encoders; let the unimodal classifiers tell the confidences, OGMGE(split_head=False)"
-                )
-            self._sure = True
-            self._input = None
         return outputs
 
     def _keep_input(self, module: nn.Module, arguments: tuple) -> None:
-        if not self._sure and torch.is_grad_enabled() and not recomputing() and arguments:
-            self._input = arguments[0].detach()
+        if torch.is_grad_enabled() and not recomputing() and arguments:
+            self._input = arguments[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_input": None}
+
+
+def _is_concatenation(joined: Tensor, features: Sequence[Tensor]) -> bool:
+    """Whether autograd made `joined` by `torch.cat` of the features: no value is read, so no device is waited for."""
+    node = joined.grad_fn
+    if node is None or "CatBackward" not in node.name() or len(node.next_functions) != len(features):
+        return False
+    return all(_comes_from(before, x) for (before, _), x in zip(node.next_functions, features, strict=True))
+
+
+def _comes_from(node: Any, features: Tensor) -> bool:
+    """Whether a node of the graph hands on the features, or a copy without what modality dropout has taken out."""
+    own = features.grad_fn
+    copied = node is not None and node.name() in ("CloneBackward0", "MaskedFillBackward0")
+    return node is own or (copied and node.next_functions[0][0] is own)

@@ -6,6 +6,8 @@ import difflib
 
 from torch import nn
 
+from ..torch_private import child, uncompiled
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module behind DistributedDataParallel, DataParallel and `torch.compile`.
@@ -13,14 +15,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     >>> unwrap(nn.DataParallel(nn.Linear(2, 2)))
     Linear(in_features=2, out_features=2, bias=True)
     """
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while True:
-        if isinstance(model, wrappers):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod
-        else:
+        inner = uncompiled(model)
+        if isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = inner.module
+        if inner is model:
             return model
+        model = inner
 
 
 def find_module(model: nn.Module, module: str | nn.Module, argument: str) -> tuple[str, nn.Module]:
@@ -50,6 +51,5 @@ def find_module(model: nn.Module, module: str | nn.Module, argument: str) -> tup
 def submodule(model: nn.Module, path: str) -> nn.Module:
     """What `model.get_submodule(path)` returns, in a fifth of the time; every step asks for some."""
     for name in path.split("."):
-        found = model._modules.get(name)  # None behind torch.compile's wrapper, which passes names on
-        model = getattr(model, name) if found is None else found
+        model = child(model, name)
     return model

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed.context import ClassifierReplicas
-from ..optim.scaling import Owned
-from ..policies.base import Application, Policy
+from ..distributed.context import DistributedContext
+from ..policies.plan import Plan
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
-from .coalitions import Attribution, Responses
-from .encoders import Modalities
-from .gradient_buffers import FlatGradients
+from .coalitions import CoalitionForward
+from .encoders import Encoder, EncoderSet
 from .head_split import HeadSplit
 from .lookup import find_module, submodule, unwrap
 
@@ -27,12 +24,10 @@ class MultimodalModel:
 
     Args:
         model: the user's model, behind `torch.compile` or `DistributedDataParallel` or not.
-        encoders: modality -> encoder, or (encoder, selector).
+        encoders: modality -> encoder.
         head: the fusion's output layer, by name or module.
-        classifiers: as in `build_classifiers`.
-        policy: what it does at the encoders' outputs, and what it reads.
-        application: where its coefficients act.
-        flatten: whether gradients are laid out in buffers.
+        plan: what is done at the encoders' outputs, and what is scored.
+        context: how the model is distributed; adopts the classifiers.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; nothing has been attached then.
@@ -41,57 +36,31 @@ class MultimodalModel:
     def __init__(
         self,
         model: nn.Module,
-        encoders: Mapping[str, Any],
+        encoders: Mapping[str, Encoder],
         head: str | nn.Module,
-        *,
-        classifiers: Mapping[str, Any] | str | None,
-        policy: Policy,
-        application: Application,
-        flatten: bool,
+        plan: Plan,
+        context: DistributedContext,
     ) -> None:
-        self._model, given = _check_model(model), model
-        self._head_path, found = find_module(self._model, head, "head")
+        self.module = check_model(model)
+        self._head_path, found = find_module(self.module, head, "head")
         _check_head(found, self._head_path)
-        self.modalities = Modalities(self._model, encoders, policy, application)
-        named = dict(zip(self.modalities.names, self.modalities.encoders(), strict=True))
-        self.classifiers: UnimodalClassifiers = build_classifiers(classifiers, named, found)
-        self.replicas = ClassifierReplicas(given, self.classifiers)
-        self.flat = FlatGradients(self._model, self.modalities, self.replicas) if flatten else None
-        self.responses: Responses | HeadSplit | None = None
-        if policy.reads == "responses" and self.replicas.sharded:
-            raise ValueError(
-                "policy: AGM() runs the fusion again after the forward pass, when fully_shard() has freed its weights; "
-                "use it with DistributedDataParallel, or take another policy"
-            )
-        if policy.meets_at == "parameters":
-            self.replicas.check_gradients_apart()
-        if policy.noise and self.replicas.sharded:
-            raise ValueError(
-                "policy: OGMGE(noise=True) needs the deviation of whole gradients, of which every process has a part "
-                "here; use it with DistributedDataParallel, or pass noise=False"
-            )
-        if policy.reads == "responses":
-            self.responses = Responses(self._model, self._head_path, self.modalities, policy.permutations)
-        elif policy.reads == "head":
-            self.responses = HeadSplit(self._model, self._head_path)
+        self.encoders = EncoderSet(self.module, encoders, plan)
+        modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
+        choices = {name: encoder.classifier for name, encoder in encoders.items()}
+        self.classifiers: UnimodalClassifiers = build_classifiers(choices, modules, found)
+        self.context = context
+        context.adopt(self.classifiers)
+        self.coalitions: CoalitionForward | None = None
+        self.head_split: HeadSplit | None = None
+        if plan.objective is not None or plan.reads("responses") is not None:
+            self.coalitions = CoalitionForward(self.module, self._head_path, self.encoders)
+        if plan.reads("head") is not None:
+            self.head_split = HeadSplit(self.module, self._head_path)
 
     @property
     def head_weight(self) -> Tensor:
         """The head's weight, `[C, H]`."""
-        return submodule(self._model, self._head_path).weight
-
-    def backward_started(self) -> None:
-        """Have done what comes at the end of the backward pass that calls this."""
-        self.replicas.backward_started()
-        if self.flat is not None:
-            self.flat.backward_started()
-
-    def gathered(self, owned: Owned, policy: Policy) -> Owned:
-        """What the coefficients are to multiply: `owned`, or the buffers' segments, where gradients are laid out."""
-        if self.flat is None:
-            return owned
-        self.flat.gather()
-        return owned if policy.noise else self.flat.segments  # each tensor has noise of its own strength
+        return submodule(self.module, self._head_path).weight
 
     def head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of the head's weight and of the classifiers' output weights, each of the head's shape.
@@ -99,51 +68,35 @@ class MultimodalModel:
         The first is None where any of them is missing: there is nothing to compare then.
         """
         unimodal = [w.grad for w in self.classifiers.output_weights() if w.grad is not None]
-        complete = len(unimodal) == len(self.modalities.names)
+        complete = len(unimodal) == len(self.encoders.names)
         return (self.head_weight.grad if complete else None), unimodal
 
     def gradients_were_cleared(self) -> bool:
         """Whether gradients that went backward are gone; sharded ones may only not have been reduced yet."""
-        return not self.replicas.sharded and not self.modalities.have_gradients()
-
-    def attribute(self, policy: Policy) -> Attribution | None:
-        """Shapley values of the forward pass just made, where the policy reads them."""
-        reads = policy.reads == "responses" and isinstance(self.responses, Responses)
-        return self.responses.attribute() if reads else None
-
-    def compared(
-        self,
-        policy: Policy,
-        outputs: Sequence[Tensor],
-        features: Sequence[Tensor],
-        attribution: Attribution | None,
-    ) -> list[Tensor]:
-        """The M outputs that the policy scores, outside of autograd: the classifiers' or what it reads instead."""
-        if attribution is not None:
-            return attribution.responses()
-        if policy.reads == "head" and isinstance(self.responses, HeadSplit):
-            return self.responses.split(features)
-        return [output.detach() for output in outputs]
+        return not self.context.sharded and not self.encoders.have_gradients()
 
     def forget(self) -> None:
         """Drop what has been kept of the last forward pass."""
-        self.modalities.forget()
-        if self.responses is not None:
-            self.responses.forget()
+        self.encoders.forget()
+        for watcher in self._watchers():
+            watcher.forget()
+
+    def _watchers(self) -> list[CoalitionForward | HeadSplit]:
+        return [watcher for watcher in (self.coalitions, self.head_split) if watcher is not None]
 
     def attach(self, optimizer: Optimizer, lr: float | None) -> None:
-        """Hooks onto the encoders, classifiers into the model and into a parameter group of their own.
+        """Put hooks on the encoders, and the classifiers into the model and into a parameter group of their own.
 
         Args:
             optimizer: gets a group of those classifier parameters that are neither the model's nor its already.
             lr: the group's learning rate; None for that of the group whose options it takes: the head's, or the
                 first where the optimizer does not have the head.
         """
-        for name, encoder in zip(self.modalities.names, self.modalities.encoders(), strict=True):
+        for name, encoder in zip(self.encoders.names, self.encoders.modules(), strict=True):
             if not any(p.requires_grad for p in encoder.parameters()):
                 warnings.warn(
                     f"encoder {name!r} is frozen: its score counts, but there is nothing to modulate",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
         new = self._own().difference(*(group["params"] for group in optimizer.param_groups))
         own = [(f"{ATTACHED}.{name}", p) for name, p in self.classifiers.named_parameters() if p in new]
@@ -155,19 +108,19 @@ class MultimodalModel:
             group["lr"] = lr
         if own:
             optimizer.add_param_group(group)
-        self._model.add_module(ATTACHED, self.classifiers)
-        self.modalities.attach()
-        self.replicas.attach(self._model)
-        if self.responses is not None:
-            self.responses.attach()
+        self.module.add_module(ATTACHED, self.classifiers)
+        self.encoders.attach()
+        self.context.attach(self.module)
+        for watcher in self._watchers():
+            watcher.attach()
 
     def detach(self, optimizer: Optimizer) -> None:
         """Undo `attach`: the model is as it was before, with what it has learnt."""
-        self.modalities.detach()
-        self.replicas.detach()
-        if self.responses is not None:
-            self.responses.detach()
-        delattr(self._model, ATTACHED)
+        self.encoders.detach()
+        self.context.detach()
+        for watcher in self._watchers():
+            watcher.detach()
+        delattr(self.module, ATTACHED)
         own = self._own()
         optimizer.param_groups[:] = [g for g in optimizer.param_groups if not own.issuperset(g["params"])]
         for parameter in own:
@@ -175,10 +128,16 @@ class MultimodalModel:
 
     def _own(self) -> set[Tensor]:
         """The classifiers' parameters that are not the model's anyway; to be asked while they are not attached."""
-        return set(self.classifiers.parameters()) - set(self._model.parameters())
+        return set(self.classifiers.parameters()) - set(self.module.parameters())
 
 
-def _check_model(model: nn.Module) -> nn.Module:
+def check_model(model: nn.Module) -> nn.Module:
+    """The user's own module.
+
+    Raises:
+        TypeError: not a module, or one that cannot carry attached classifiers.
+        ValueError: it carries some already.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)

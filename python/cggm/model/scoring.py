@@ -1,4 +1,4 @@
-"""How well each modality does by itself: the unimodal losses, and the scores that a policy compares."""
+"""How well each modality does by itself: the unimodal losses, and the scores that the policy's roles compare."""
 
 from __future__ import annotations
 
@@ -8,76 +8,54 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..optim import direction
-from ..policies.base import Balance, Policy, State
+from ..policies.plan import Plan
 from ..tasks import Task
-from .coalitions import Attribution
+from .coalitions import ShapleyAttribution
 from .multimodal import MultimodalModel
 
 
-class Assessment(NamedTuple):
+class ModalityScores(NamedTuple):
     """What a forward pass tells about the modalities."""
 
     unimodal: Tensor  # the sum of the M unimodal losses, 0-dimensional, with its graph
-    scores: Tensor  # [M] float32, higher is better
-    attribution: Attribution | None  # the modalities' responses, where the policy reads them
-    figures: Mapping[str, Tensor]  # further statistics, [M] each
-
-    def total(
-        self, policy: Policy, model: MultimodalModel, loss: Tensor, balance: Balance, state: State
-    ) -> Tensor:
-        """The multimodal loss with what balancing adds: the unimodal losses, and terms for gradients alone.
-
-        Args:
-            policy: says which terms.
-            model: its head, and the classifiers.
-            loss: the multimodal loss, 0-dimensional.
-            balance: this step's.
-            state: the policy's, as of the last step taken.
-        """
-        total = loss + self.unimodal
-        turning = direction.loss_term(policy, model, (loss, self.unimodal), balance.weights, state)
-        total = total if turning is None else total + turning
-        if self.attribution is not None:
-            total = total + self.attribution.term(loss, balance.coefficients)
-        return total
+    scores: Tensor  # [R, M] float32, a row for each role that reads scores; higher is better
+    attribution: ShapleyAttribution | None  # the modalities' responses, where a role reads them
+    diagnostics: Mapping[str, Tensor]  # further statistics, [M] each
 
 
-def check_loss(loss: Tensor) -> None:
-    """Refuse a multimodal loss from which nothing can go backward.
-
-    Raises:
-        RuntimeError: it has no graph, or gradients are disabled.
-        ValueError: it is not 0-dimensional.
-    """
-    if not torch.is_grad_enabled() or not loss.requires_grad:
-        raise RuntimeError(
-            "balance() needs a loss with a graph: call it outside torch.no_grad(), before backward()"
-        )
-    if loss.ndim:
-        raise ValueError(f"loss must be 0-dimensional, as its mean over the batch, got {list(loss.shape)}")
-
-
-def assess(model: MultimodalModel, policy: Policy, task: Task, target: Tensor, *, fit: bool) -> Assessment:
+def score_modalities(
+    model: MultimodalModel, plan: Plan, task: Task, target: Tensor, *, fit: bool
+) -> ModalityScores:
     """Run the unimodal classifiers on the features of the forward pass just made, and score the modalities.
 
     Args:
         model: holds those features and the classifiers.
-        policy: whether the features are detached, what is scored and how.
+        plan: whether the features are detached, and which roles read which scores.
         task: its loss trains the classifiers.
         target: in a form that the task knows.
         fit: as in `UnimodalClassifiers`.
 
     Raises:
-        RuntimeError: no forward pass since the last one assessed.
+        RuntimeError: no forward pass since the last one that was scored.
         ValueError: a target that does not fit.
     """
-    features = model.modalities.features()
-    if policy.detach_features:
-        features = [x.detach() for x in features]
+    captured = model.encoders.features()
+    features = [x.detach() for x in captured] if plan.detaches_features else captured
     unimodal, losses, outputs = model.classifiers(features, task, target, fit=fit)
-    attribution = model.attribute(policy)
-    scores = -losses
-    if policy.score == "metric":
-        scores = policy.measure(task, model.compared(policy, outputs, features, attribution), target)
-    return Assessment(unimodal, scores, attribution, policy.figures(scores, losses))
+    reader = plan.reads("responses")
+    attribution = None if reader is None else model.coalitions.attribute(reader.permutations)
+    rows: list[Tensor] = []
+    for role in plan.scorers:
+        if role is None or role.score_kind == "loss":
+            rows.append(-losses)
+            continue
+        if role.score_source == "responses":
+            compared = attribution.responses()
+        elif role.score_source == "head":
+            compared = model.head_split.split(captured)
+        else:
+            compared = [output.detach() for output in outputs]
+        rows.append(role.measure(task, compared, target))
+    diagnostics = {} if plan.coefficients is None else plan.coefficients.diagnostics(rows[0], losses)
+    scores = rows[0][None] if len(rows) == 1 else torch.stack(rows)
+    return ModalityScores(unimodal, scores, attribution, diagnostics)

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch.optim import LBFGS, Adagrad, Muon, Optimizer, SparseAdam
 
-from .fused import Folding, is_watched
+from ..deprecated import warn_renamed
+from ..torch_private import HOOK_TABLES, is_watched
+from .fused import FusedStep
 
 # Optimizers that cannot drive the classifiers' parameters, and what to do instead.
 _REFUSED = {
@@ -20,17 +22,8 @@ _REFUSED = {
     "parameters (apply='feature' or 'gradient') and step SparseAdam beside it",
 }
 
-_HOOK_TABLES = (
-    "_optimizer_step_pre_hooks",
-    "_optimizer_step_post_hooks",
-    "_optimizer_state_dict_pre_hooks",
-    "_optimizer_state_dict_post_hooks",
-    "_optimizer_load_state_dict_pre_hooks",
-    "_optimizer_load_state_dict_post_hooks",
-)
 
-
-class WrappedOptimizer(Optimizer):
+class OptimizerWrapper(Optimizer):
     """A `torch.optim.Optimizer` whose groups, state and defaults are those of `base`, live.
 
     Copies would go stale as soon as `load_state_dict` replaces the base's. Nothing else is delegated: an
@@ -44,15 +37,15 @@ class WrappedOptimizer(Optimizer):
     """
 
     def __init__(self, base: Optimizer) -> None:
-        if not isinstance(base, Optimizer) or isinstance(base, WrappedOptimizer):
+        if not isinstance(base, Optimizer) or isinstance(base, OptimizerWrapper):
             raise TypeError(f"optimizer must be a plain torch.optim.Optimizer, got {type(base).__name__}")
         for refused, why in _REFUSED.items():
             if isinstance(base, refused):
                 raise TypeError(f"optimizer cannot be {refused.__name__}: {why}")
         self.base = base
-        self.folding = Folding(base)
+        self.fused_step = FusedStep(base)
         self._max_norm: float | None = None
-        for table in _HOOK_TABLES:
+        for table in HOOK_TABLES:
             setattr(self, table, OrderedDict())
         self._warned_capturable_if_run_uncaptured = True
         self._patch_step_function()  # step hooks and the profiler's label
@@ -63,7 +56,7 @@ class WrappedOptimizer(Optimizer):
         hooked = Optimizer.profile_hook_step(step)
 
         @wraps(step)
-        def stepped(self: WrappedOptimizer, *arguments: Any, **named: Any) -> Any:
+        def stepped(self: OptimizerWrapper, *arguments: Any, **named: Any) -> Any:
             return (hooked if is_watched(self) else step)(self, *arguments, **named)
 
         return stepped
@@ -84,12 +77,15 @@ class WrappedOptimizer(Optimizer):
         return self.base.defaults
 
     @property
-    def folded(self) -> bool:
-        """Whether the next step multiplies by coefficients inside the optimizer's own arithmetic.
+    def uses_fused_step(self) -> bool:
+        """Whether the next step goes through this library's kernels; `fused_step.unsupported_reason()` says why not."""
+        return self.fused_step.unsupported_reason() is None
 
-        Where it does, `.grad` stays as backward left it. Where it does not, `folding.refusal()` says why.
-        """
-        return self.folding.refusal() is None
+    @property
+    def folded(self) -> bool:
+        """The former name of `uses_fused_step`."""
+        warn_renamed("optimizer.folded", "optimizer.uses_fused_step")
+        return self.uses_fused_step
 
     @property
     def max_norm(self) -> float | None:

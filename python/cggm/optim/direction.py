@@ -18,7 +18,9 @@ from ..distributed.collectives import (
     sum_over_shards,
     whole,
 )
-from ..policies.base import Balance, Policy, State
+from ..policies.base import CoefficientUpdate, State
+from ..policies.plan import HeadDirection, Plan, check_whole_head
+from . import step_state
 
 if TYPE_CHECKING:
     from ..model.multimodal import MultimodalModel
@@ -60,14 +62,6 @@ class _LinearTerm(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return None, upstream.to(gradient.dtype) * gradient, None
-
-
-def _refuse_shard(head: Tensor) -> None:
-    if is_sharded(head):
-        raise RuntimeError(
-            "this policy's direction needs the head's whole weight after the forward pass: leave the head to "
-            "fully_shard() of the whole model, without a fully_shard() of its own or reshard_after_forward=True"
-        )
 
 
 def linear_term(value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -122,16 +116,16 @@ def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> S
     return {"direction_value": value.detach(), "direction_gradient": gradient}
 
 
-def initial_state(policy: Policy, model: MultimodalModel) -> State:
-    """A policy's state before the first step, with what its direction remembers: all that a checkpoint holds.
+def initial_state(plan: Plan, model: MultimodalModel) -> State:
+    """The policy's state before the first step, with what its direction remembers: all that a checkpoint holds.
 
     Args:
-        policy: says what there is to remember.
+        plan: says what there is to remember.
         model: its modalities and its head.
     """
     head = model.head_weight
-    state = policy.initial_state(torch.zeros(len(model.modalities.names), device=head.device))
-    if policy.lam > 0 and policy.direction == "weights":
+    state = step_state.initial_state(plan, torch.zeros(len(model.encoders.names), device=head.device))
+    if plan.direction is not None and plan.direction.kind == "weights":
         empty = {"device": head.device, "dtype": head.dtype}  # of the whole, where the head itself is sharded
         state = {**state, "direction_value": torch.zeros((), **empty)}
         state["direction_gradient"] = torch.zeros(head.shape, **empty)
@@ -139,16 +133,16 @@ def initial_state(policy: Policy, model: MultimodalModel) -> State:
 
 
 def loss_term(
-    policy: Policy,
+    direction: HeadDirection | None,
     model: MultimodalModel,
     losses: tuple[Tensor, Tensor],
     weights: Tensor,
     state: State,
 ) -> Tensor | None:
-    """The part of a policy's direction that is a term of the loss, times λ; None where there is none.
+    """The part of a direction that is a term of the loss, times λ; None where there is none.
 
     Args:
-        policy: says which direction, and its λ.
+        direction: which direction, and its λ.
         model: its head, and the classifiers' output layers.
         losses: the multimodal loss, and the sum of the M unimodal ones.
         weights: `[M]`, balancing terms of this step.
@@ -157,31 +151,34 @@ def loss_term(
     Raises:
         RuntimeError: a sharded head, to which no gradient of the whole can be given.
     """
-    if policy.lam == 0 or policy.direction not in ("gradient", "weights"):
+    if direction is None or direction.kind == "rotation":
         return None
-    _refuse_shard(model.head_weight)
-    if policy.direction == "gradient":
+    check_whole_head(is_sharded(model.head_weight))
+    if direction.kind == "gradient":
         outputs = model.classifiers.output_weights()
-        return policy.lam * gradient_term(*losses, model.head_weight, outputs, weights)
+        return direction.lam * gradient_term(*losses, model.head_weight, outputs, weights)
     if "direction_value" not in state:  # the first step; `weights_state` finds it for the next
         return None
-    return policy.lam * linear_term(state["direction_value"], model.head_weight, state["direction_gradient"])
+    term = linear_term(state["direction_value"], model.head_weight, state["direction_gradient"])
+    return direction.lam * term
 
 
-def turn_(policy: Policy, model: MultimodalModel, balance: Balance, cosines: Tensor) -> State:
-    """The part of a policy's direction that acts on the head's gradient; returns what the next step's term needs.
+def turn_(
+    direction: HeadDirection | None, model: MultimodalModel, update: CoefficientUpdate, cosines: Tensor
+) -> State:
+    """The part of a direction that acts on the head's gradient; returns what the next step's term needs.
 
     Args:
-        policy: says which direction, and its λ.
+        direction: which direction, and its λ.
         model: its head, whose gradient is mutated by a rotation.
-        balance: this step's.
+        update: this step's.
         cosines: `[M]`, of the head's gradient with the classifiers'.
     """
-    if policy.lam == 0 or policy.direction not in ("rotation", "weights"):
+    if direction is None or direction.kind == "gradient":
         return {}
-    if policy.direction == "weights":
-        return weights_state(model.head_weight, model.classifiers.output_weights(), balance.weights)
+    if direction.kind == "weights":
+        return weights_state(model.head_weight, model.classifiers.output_weights(), update.weights)
     fusion, unimodal = model.head_gradients()
     if fusion is not None:
-        rotate_(fusion, unimodal, cosines, balance.weights, policy.lam)
+        rotate_(fusion, unimodal, cosines, update.weights, direction.lam)
     return {}

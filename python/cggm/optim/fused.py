@@ -1,8 +1,8 @@
-"""Optimizer steps with coefficients folded in: torch's own update rules, without a pass over memory of their own.
+"""Fused steps: torch's own update rules with coefficients in them, without a pass over memory of their own.
 
-Where the wrapped optimizer is one whose rule the kernels know, its step reads each gradient, multiplies it by its
-coefficient in registers, and goes on as `torch.optim` does, on the same state. Everything else goes through the
-wrapped optimizer's own `step`. Which of the two it is, is decided in `Folding.refusal` and nowhere else.
+The kernels know the rules of AdamW, Adam and SGD. A fused step reads each gradient, multiplies it by its coefficient in
+registers, and goes on as `torch.optim` does, on the same state. Every other optimizer takes its own `step`.
+`FusedStep.unsupported_reason` alone decides which of the two it can be.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import profiler
 from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 from cggm_ops import backend
 from cggm_ops.checks import DTYPES, is_dense
 
-from .fused_rules import RULES, Entry, Modulate, split
+from ..torch_private import has_pre_hooks, is_watched
+from .fused_rules import RULES, Entry, Modulate, partition
 
 _PLAIN = (nn.Parameter, Tensor)  # no subclass: what is inside a DTensor is for its own optimizer to know
 
 
-class Folding:
-    """Steps a `torch.optim.AdamW`, `Adam` or `SGD` with scales folded into its update rule.
+class FusedStep:
+    """Steps a `torch.optim.AdamW`, `Adam` or `SGD` with scales in its update rule.
 
     Args:
-        base: any optimizer; `refusal` tells whether it can be stepped here.
+        base: any optimizer; `unsupported_reason` tells whether it can be stepped here.
     """
 
     def __init__(self, base: Optimizer) -> None:
@@ -49,14 +48,14 @@ class Folding:
         self.__dict__.update(state)
         self._forget()
 
-    def refusal(self) -> str | None:
-        """Why the optimizer has to take its step itself, in words for people; None where it can be folded."""
+    def unsupported_reason(self) -> str | None:
+        """Why the optimizer has to take its step itself; None where the kernels can take it."""
         base = self._base
         if type(base) not in RULES:
             return f"{type(base).__name__} is none of {', '.join(rule.__name__ for rule in RULES)}"
         if not vars(base).keys().isdisjoint(_SET_FROM_OUTSIDE):
             return "a scheduler or scaler was made for the wrapped optimizer and not for the wrapper"
-        if base._optimizer_step_pre_hooks or torch_optimizer._global_optimizer_pre_hooks:
+        if has_pre_hooks(base):
             return "a hook runs before the wrapped optimizer's step, and may read gradients"
         for group in base.param_groups:
             reason = _outside(group)
@@ -74,10 +73,10 @@ class Folding:
         return self._layout_reason(parameters)
 
     def step(self, modulate: Modulate) -> None:
-        """Take the step, without gradients enabled; only right after `refusal()` was None.
+        """Take the step, without gradients enabled; only right after `unsupported_reason()` was None.
 
         Args:
-            modulate: called for the parameters that have gradients, by the options of their groups and by device.
+            modulate: the scales of a list of parameters that have gradients, equal options and one device.
         """
 
         def run(base: Optimizer) -> None:
@@ -90,7 +89,7 @@ class Folding:
         run(self._base)
 
     def _batches(self) -> Iterator[tuple[Any, list[Tensor], list[Tensor], list[Entry]]]:
-        """What one kernel call takes each: settings, and the parameters with gradients whose groups share them."""
+        """What each kernel call takes: settings, and the parameters with gradients whose groups share them."""
         settings_of, _ = RULES[type(self._base)]
         numbers: dict[Any, int] = {}
         options: list[int] = []
@@ -105,7 +104,7 @@ class Folding:
             for parameter, gradient, number in zip(parameters, gradients, options, strict=True)
         ]
         settings = [each for each, _ in numbers]
-        for kind, *lists in split(kinds, parameters, gradients, self._entries):
+        for kind, *lists in partition(kinds, parameters, gradients, self._entries):
             if kind is not None:
                 yield settings[kind[0]], *lists
 
@@ -134,17 +133,6 @@ class Folding:
         self._fitting = (parameters, entries, _addresses(parameters))
         self._entries = [state.get(p, {}) for p in parameters]
         return None
-
-
-def is_watched(optimizer: Optimizer) -> bool:
-    """Whether anybody sees an optimizer's step: a hook or the profiler, whose label alone takes as long as a kernel."""
-    return bool(
-        profiler._is_profiler_enabled
-        or optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or torch_optimizer._global_optimizer_pre_hooks
-        or torch_optimizer._global_optimizer_post_hooks
-    )
 
 
 def _addresses(parameters: list[Tensor]) -> list[int]:

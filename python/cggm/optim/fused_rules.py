@@ -1,4 +1,4 @@
-"""The update rules that kernels know, Adam's and SGD's: a parameter group's options, and how a step is taken."""
+"""The update rules that the kernels know, of Adam and SGD: a group's options, and how a step is taken."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from cggm_ops import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
 
+from ..torch_private import make_adam_state
+
 Entry = dict[str, Any]  # the optimizer's state of one parameter
 Modulate = Callable[[list[Tensor]], Modulation]  # what applies to these parameters, all on one device
 
-# Made anew they would take longer than all that is done with them. Plain numbers only, which never change.
+# Cached: making them takes longer than using them.
 _adam, _sgd = lru_cache(AdamSettings), lru_cache(SGDSettings)
 
 
@@ -42,8 +44,8 @@ def _sgd_settings(group: dict[str, Any]) -> SGDSettings:
     )
 
 
-def split(kinds: list[Any], *lists: list[Any]) -> Iterator[tuple[Any, ...]]:
-    """Each kind, and of the lists what is of that kind."""
+def partition(kinds: list[Any], *lists: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """Split lists by the kinds of their elements: yields a kind, and of every list the elements of that kind."""
     distinct = dict.fromkeys(kinds)
     for kind in distinct:
         if len(distinct) == 1:
@@ -61,9 +63,8 @@ def _step_adam(
     entries: list[Entry],
     modulate: Modulate,
 ) -> None:
-    if not all(entries):  # torch's own function creates the state of parameters that are new
-        for group in base.param_groups:
-            base._init_group(group, *([] for _ in range(6)))
+    if not all(entries):  # some parameters are new
+        make_adam_state(base)
         entries = [base.state[p] for p in params]
     adamw_(
         params,
@@ -88,7 +89,7 @@ def _step_sgd(
         sgd_(params, grads, settings=settings, modulation=modulate(params))
         return
     found = [e.get("momentum_buffer") for e in entries]
-    for first, part, gradients, buffers in split([b is None for b in found], params, grads, found):
+    for first, part, gradients, buffers in partition([b is None for b in found], params, grads, found):
         momenta = [torch.empty_like(p) for p in part] if first else buffers
         sgd_(
             part,
@@ -103,7 +104,7 @@ def _step_sgd(
                 base.state[parameter]["momentum_buffer"] = momentum
 
 
-# What the kernels make of a parameter group's options, and how they take a step.
+# For each optimizer: its options as the kernels take them, and the function that takes a step.
 RULES: dict[type[Optimizer], tuple[Callable[..., Any], Callable[..., None]]] = {
     AdamW: (_adam_settings, _step_adam),
     Adam: (_adam_settings, _step_adam),

@@ -1,38 +1,47 @@
-"""The optimizer step under way: its scores, and the coefficients made from them."""
+"""The state of the optimizer step under way: its scores, and the coefficients made from them."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..distributed.collectives import mean_over_ranks
-from ..policies import Policy
-from ..policies.base import Balance, State
+from ..policies.base import CoefficientUpdate, State
+from ..policies.plan import Plan
+from ..torch_private import foreach_copy_
 
-Part = tuple[Tensor, int]  # scores [M], means over so many samples
+Part = tuple[Tensor, int]  # scores [R, M], means over so many samples
+_DROPOUT = "dropout."  # prefix of the dropout role's state
 
 
-class PendingStep:
+class StepState:
     """Scores of the micro-batches balanced since the last step, and what the policy makes of them.
 
-    What has been balanced but not yet gone backward waits apart: `zero_grad()` throws away what went backward
-    (its step was skipped) and keeps what is about to, in whichever order the training loop calls them.
+    Losses that have not gone backward yet are kept apart: `zero_grad()` throws away those that went backward (their
+    step was skipped) and keeps the others, in whichever order the training loop calls them.
 
     Args:
-        policy: turns scores into coefficients.
+        plan: says which roles turn scores into coefficients and dropout rates.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.state: State = {}  # the policy's, as of the last step taken
+        self._balanced = 0  # numbers the balanced losses
         self.clear()
 
     def clear(self) -> None:
         """Nothing is pending."""
-        self.balance: Balance | None = None
-        self.scores: Tensor | None = None  # [M], means over all samples so far
+        self.update: CoefficientUpdate | None = None
+        self.rates: Tensor | None = None  # [M], of an adaptive dropout
+        self.scores: Tensor | None = None  # [R, M], means over all samples so far
         self.modulated = False
-        self._waiting: Part | None = None
+        self.left_to_step = False  # modulated, but for coefficients that the fused step applies
+        self._failed: str | None = None
+        self._waiting: dict[int, Part] = {}  # of losses that have not gone backward, by their numbers
         self._done: Part | None = None  # of losses that went backward
 
     @property
@@ -40,32 +49,67 @@ class PendingStep:
         """Whether some balanced loss went backward since the last step."""
         return self._done is not None
 
-    def add(self, scores: Tensor, samples: int) -> None:
-        """Count a micro-batch in: scores `[M]`, means over `samples`; coefficients are made anew."""
+    def add(self, scores: Tensor, samples: int) -> int:
+        """Count a micro-batch, make the coefficients anew, and return a number for its loss.
+
+        Args:
+            scores: `[R, M]`, means over the samples.
+            samples: their number.
+        """
         if self.modulated:  # the step of the gradients so far was skipped: these belong to a new one
             self._done = None
-            self.modulated = False
-        self._waiting = _together(self._waiting, (scores, samples))
+            self.modulated = self.left_to_step = False
+        self._balanced += 1
+        self._waiting[self._balanced] = (scores, samples)
         self._propose()
+        return self._balanced
 
-    def mark_backward(self) -> None:
-        """The losses balanced so far are going backward now."""
-        if self._waiting is not None:
-            self._done = _together(self._done, self._waiting)
-            self._waiting = None
+    def mark_backward(self, number: int) -> None:
+        """The balanced loss of this number is going backward now."""
+        part = self._waiting.pop(number, None)
+        if part is not None:
+            self._done = part if self._done is None else _together([self._done, part])
+
+    def drop_waiting(self) -> None:
+        """Forget the losses that never went backward: the training loop has skipped their batches."""
+        if self._waiting and self._done is not None:
+            self._waiting.clear()
+            self._propose()
 
     def drop_done(self) -> None:
         """Forget what went backward: its gradients have been cleared without a step."""
-        if self._waiting is None:
+        self._failed = None
+        if not self._waiting:
             self.clear()
         elif self._done is not None:
             self._done = None
             self._propose()
-        self.modulated = False
+        self.modulated = self.left_to_step = False
+
+    @contextlib.contextmanager
+    def irrevocable(self, what: str) -> Iterator[None]:
+        """Around what changes gradients or parameters: after an error in it, `check_whole` refuses to go on."""
+        try:
+            yield
+        except BaseException as error:
+            self._failed = f"{what} failed with {type(error).__name__}"
+            raise
+
+    def check_whole(self) -> None:
+        """Refuse to go on with a step that has failed half-way.
+
+        Raises:
+            RuntimeError: it has.
+        """
+        if self._failed is not None:
+            raise RuntimeError(
+                f"this step cannot be repeated: {self._failed}, and gradients or parameters may have changed already; "
+                "call zero_grad() and go on with the next batch"
+            )
 
     def commit(self) -> None:
         """The step has been taken: the policy's next state is its state now, and nothing is pending."""
-        state = self.balance.state if self.balance is not None else self.state
+        state = self.update.state if self.update is not None else self.state
         if self.state.keys() != state.keys():  # copies: a policy may keep what the statistics show
             self.state = {name: tensor.clone() for name, tensor in state.items()}
         elif state:
@@ -75,25 +119,48 @@ class PendingStep:
             moved = [
                 any(n is old for old in into if old is not own) for n, own in zip(new, into, strict=True)
             ]
-            torch._foreach_copy_(into, [n.clone() if m else n for n, m in zip(new, moved, strict=True)])
+            foreach_copy_(into, [n.clone() if m else n for n, m in zip(new, moved, strict=True)])
         self.clear()
 
     def remember(self, more: State) -> None:
-        """Have the policy's next state hold further tensors."""
-        if more and self.balance is not None:
-            self.balance = self.balance._replace(state={**self.balance.state, **more})
+        """Add further tensors to the policy's next state."""
+        if more and self.update is not None:
+            self.update = self.update._replace(state={**self.update.state, **more})
 
     def _propose(self) -> None:
-        self.scores = mean_over_ranks(*_together(self._done, self._waiting))
-        state = self.state or self.policy.initial_state(self.scores)
-        self.balance = self.policy.balance(self.scores, state)
+        parts = [*self._waiting.values()] if self._done is None else [self._done, *self._waiting.values()]
+        scores = mean_over_ranks(*_together(parts))  # [R, M]
+        self.scores = scores
+        state = self.state or initial_state(self.plan, scores[0])
+        rows = iter(scores.unbind())
+        coefficients, dropout = self.plan.coefficients, self.plan.dropout
+        if coefficients is None:
+            ones = torch.ones_like(scores[0])
+            update = CoefficientUpdate(ones, ones, state)
+        else:
+            own = {k: v for k, v in state.items() if not k.startswith(_DROPOUT)}
+            update = coefficients.balance(next(rows), own)
+        if dropout is not None and dropout.adaptive:
+            own = {k.removeprefix(_DROPOUT): v for k, v in state.items() if k.startswith(_DROPOUT)}
+            self.rates, own = dropout.update(next(rows), own)
+            update = update._replace(state=update.state | {_DROPOUT + k: v for k, v in own.items()})
+        self.update = update
 
 
-def _together(one: Part | None, other: Part | None) -> Part:
-    """Means over the samples of both; at least one is there. One without samples, whose means are NaN, is left out."""
-    parts = [part for part in (one, other) if part is not None]
-    parts = [part for part in parts if part[1] > 0] or parts[:1]
-    if len(parts) == 1:
-        return parts[0]
-    (first, count), (second, more) = parts
-    return torch.lerp(first, second, more / (count + more)), count + more
+def initial_state(plan: Plan, scores: Tensor) -> State:
+    """The state of all roles before the first step, on the device of `scores` `[M]`."""
+    state: State = {}
+    if plan.coefficients is not None:
+        state |= plan.coefficients.initial_state(scores)
+    if plan.dropout is not None:
+        state |= {_DROPOUT + k: v for k, v in plan.dropout.initial_state(scores).items()}
+    return state
+
+
+def _together(parts: Sequence[Part]) -> Part:
+    """Means over the samples of all parts. Parts without samples, whose means are NaN, are left out."""
+    total, *others = [part for part in parts if part[1] > 0] or parts[:1]
+    for scores, samples in others:
+        mean, count = total
+        total = torch.lerp(mean, scores, samples / (count + samples)), count + samples
+    return total

@@ -1,9 +1,8 @@
-"""Balancing methods, one file each."""
+"""Balancing methods, one file each, the roles that they are made of, and the plan that puts them to work."""
 
 from .agm import AGM
-from .base import Joint, Policy
+from .base import Coefficients, CoefficientUpdate, Combiner, Dropout, Objective, Policy, Role
 from .cggm import CGGM
-from .composition import Composition
 from .dgl import DGL
 from .dropout import ModalityDropout
 from .equalization import NormEqualization
@@ -11,17 +10,26 @@ from .mmpareto import FeaturePareto, MMPareto
 from .ogm_ge import OGMGE
 from .unimodal import UnimodalLosses
 
+#: Former names: plain joint training is a policy without roles, and every policy is a composition of them.
+Joint = Composition = Policy
+
 __all__ = [
     "AGM",
     "CGGM",
     "DGL",
     "OGMGE",
+    "CoefficientUpdate",
+    "Coefficients",
+    "Combiner",
     "Composition",
+    "Dropout",
     "FeaturePareto",
     "Joint",
     "MMPareto",
     "ModalityDropout",
     "NormEqualization",
+    "Objective",
     "Policy",
+    "Role",
     "UnimodalLosses",
 ]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Application, Balance, Place, Policy, State, all_finite, check_range
-from .ogm_ge import confidences
+from cggm.tasks.base import confidence_of
+
+from .base import Coefficients, CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
 
 if TYPE_CHECKING:
     from cggm.tasks import Task
@@ -20,7 +21,7 @@ _LARGEST = 10.0  # of the coefficients' exponent: beyond, single batches would d
 
 
 @dataclass(frozen=True)
-class AGM(Policy):
+class AGM(Coefficients):
     """Weighs each modality's response where it enters the loss, by how far it is from its usual share.
 
     The head's output is split into mono-modal responses `m_i` by Shapley values over forward passes in which the other
@@ -52,29 +53,31 @@ class AGM(Policy):
     alpha: float = 1.0
     _: KW_ONLY
     permutations: int = 4  # type: ignore[misc]
-    places: ClassVar[tuple[Place, ...]] = ("coefficients", "junction")
-    reads: ClassVar[Literal["classifiers", "head", "responses"]] = "responses"
-    score: ClassVar[Literal["loss", "metric"]] = "metric"
+    excludes: ClassVar[tuple[str, ...]] = (
+        "combiner",
+    )  # the responses' gradients are weighed before it could act
+    score_source: ClassVar[ScoreSource] = "responses"
+    score_kind: ClassVar[Literal["loss", "metric"]] = "metric"
 
     def __post_init__(self) -> None:
         check_range("alpha", self.alpha, 0.0)
         if not isinstance(self.permutations, int) or self.permutations < 1:
             raise ValueError(f"permutations must be a whole number, 1 or more, got {self.permutations!r}")
 
-    def applications(self, adaptive: bool) -> tuple[Application, ...]:
+    def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
         """Only where the responses enter the loss."""
         return ("response",)
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """`−s_i` `[M]` of the responses."""
-        sure = [confidences(task, output, target).float() for output in outputs]
+        sure = [confidence_of(task, output, target).float() for output in outputs]
         return torch.stack([confidence.clamp_min(_SMALLEST).log().mean() for confidence in sure])
 
     def initial_state(self, scores: Tensor) -> State:
         """Running means 0, no step taken."""
         return {"means": torch.zeros_like(scores), "steps": torch.zeros((), device=scores.device)}
 
-    def balance(self, scores: Tensor, state: State) -> Balance:
+    def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
         """Coefficients from `−s_i` and the running means before this step, in which it is then counted.
 
         A batch whose scores are not finite gets coefficients 1 and is not counted.
@@ -87,8 +90,8 @@ class AGM(Policy):
         coefficients = torch.where(finite, exponents.exp(), torch.ones_like(exponents))
         counted = means * (steps / (steps + 1)) + surprises / (steps + 1)
         state = {"means": torch.where(finite, counted, means), "steps": steps + finite}
-        return Balance(coefficients, coefficients, state)
+        return CoefficientUpdate(coefficients, coefficients, state)
 
-    def figures(self, scores: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
+    def diagnostics(self, scores: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
         """The competition `[M]` that each modality meets within the fusion."""
         return {"competition": -scores - losses}

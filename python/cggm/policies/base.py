@@ -1,11 +1,16 @@
-"""What every balancing method has to say: its scores, its coefficients, and what happens at the junction."""
+"""What a policy is made of: up to four roles, each a small class with one job.
+
+`Coefficients` scale the encoders' gradients or updates, a `Combiner` makes one gradient of the multimodal and the
+unimodal one, a `Dropout` takes modalities away before the fusion, an `Objective` adds a loss. `+` puts them together.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,102 +18,109 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cggm.tasks import Task
 
-    from .composition import Composition
-
-Application = Literal["feature", "gradient", "update", "response"]
-Place = Literal["coefficients", "junction", "dropout"]
+ScaleTarget = Literal["feature", "gradient", "update", "response"]
+ScoreSource = Literal["classifiers", "head", "responses"]
 State = dict[str, Tensor]
 
 
-class Balance(NamedTuple):
-    """What a policy makes of the scores of one step."""
+class CoefficientUpdate(NamedTuple):
+    """What a coefficient role makes of the scores of one step."""
 
-    coefficients: Tensor  # [M], what multiplies each encoder's gradient or update
-    weights: Tensor  # [M], the same without the overall factor ρ: weighs the direction term
-    state: State  # what the policy remembers if the step is really taken
+    coefficients: Tensor  # [M], multiply each encoder's gradient or update
+    weights: Tensor  # [M], the same without the overall factor ρ: they weigh the head's direction
+    state: State  # what the role remembers if the step is really taken
+    unimodal_weights: Tensor | None = None  # [M], multiply each unimodal gradient inside the combiner
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
-    """Base of all methods: pure arithmetic on small tensors, without models, kernels or host synchronisation.
+class Role:
+    """One job of a policy: pure arithmetic on small tensors, without models, kernels or host synchronization.
 
-    A policy is immutable; what it remembers lives in a `State` that the optimizer wrapper carries, commits
-    after a step that was really taken, and saves in checkpoints. Subclasses override what differs from plain
-    joint training. Policies that take different places compose: `UnimodalLosses() + ModalityDropout(p=0.35)`.
+    A role is immutable. What it remembers lives in a `State` that the optimizer wrapper carries, commits after a step
+    that was really taken, and saves in checkpoints.
     """
 
-    #: Where the policy acts; two policies that take the same place cannot be composed. `coefficients` multiply
-    #: an encoder's gradient or update; `junction` is the rule by which the gradients of the two losses meet.
-    places: ClassVar[tuple[Place, ...]] = ("coefficients",)
-    #: Whether the unimodal classifiers see detached features, so that their losses do not reach the encoders.
-    detach_features: ClassVar[bool] = True
-    #: Whether the two gradients meet at the encoder's output (`meet`) or at its parameters (`weigh`).
-    meets_at: ClassVar[Literal["features", "parameters"]] = "features"
-
-    #: Whose outputs are compared: the unimodal classifiers', each modality's share of what the head puts out,
-    #: or its Shapley response over masked forward passes.
-    reads: ClassVar[Literal["classifiers", "head", "responses"]] = "classifiers"
-    #: Orders that are sampled for those responses beyond 4 modalities.
-    permutations: ClassVar[int] = 4
+    #: The name of the job.
+    slot: ClassVar[str]
+    #: Further jobs that this role leaves no room for.
+    excludes: ClassVar[tuple[str, ...]] = ()
+    #: Whose outputs are scored: the unimodal classifiers', each modality's share of the head's output, or its
+    #: Shapley response over forward passes without some modalities.
+    score_source: ClassVar[ScoreSource] = "classifiers"
     #: Which score: the negative unimodal loss, or what `measure` makes of those outputs.
-    score: ClassVar[Literal["loss", "metric"]] = "loss"
-    #: Strength λ of the direction term, and how it turns the head's gradient.
-    lam: ClassVar[float] = 0.0
-    direction: ClassVar[Literal["rotation", "gradient", "weights", "none"]] = "none"
-    #: Probability that a sample loses one modality before the fusion.
-    dropout: ClassVar[float] = 0.0
-    #: Whether Gaussian noise of each gradient's own standard deviation is added to the encoders' gradients.
-    noise: ClassVar[bool] = False
+    score_kind: ClassVar[Literal["loss", "metric"]] = "loss"
 
-    def __add__(self, other: Policy) -> Composition:
-        """This policy and another one that acts elsewhere, both at work.
+    def __add__(self, other: Role | Policy) -> Policy:
+        """A policy of this role and another one, or of all the roles of another policy.
 
         Raises:
-            ValueError: both act in the same place.
+            ValueError: two roles have the same job.
         """
-        from .composition import compose
-
-        return compose(self, other) if isinstance(other, Policy) else NotImplemented
-
-    def applications(self, adaptive: bool) -> tuple[Application, ...]:
-        """Where this policy can act, the choice of `apply="auto"` first.
-
-        Args:
-            adaptive: True if the wrapped optimizer divides updates by the gradient's own scale (Adam and kin).
-        """
-        return ("feature",)
+        return Policy.of(self) + other
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Scores `[M]` of M outputs (detached), where `score` is `"metric"`: by default the task's own."""
+        """Scores `[M]` of M outputs (detached) where `score_kind` is `"metric"`; by default the task's own."""
         return torch.stack([task.score(output, target).float() for output in outputs])
 
     def initial_state(self, scores: Tensor) -> State:
         """The state before the first step, on the device of `scores` `[M]`."""
         return {}
 
-    def balance(self, scores: Tensor, state: State) -> Balance:
-        """Coefficients of this step from the scores `[M]` (float32, higher is better) and the state; by default 1.
+
+class Coefficients(Role):
+    """Makes a coefficient per modality of the scores, as CGGM does: subclass it and write `balance`."""
+
+    slot = "coefficients"
+    #: Strength λ of the head's direction, and how it turns the head's gradient.
+    lam: ClassVar[float] = 0.0
+    direction: ClassVar[Literal["rotation", "gradient", "weights", "none"]] = "none"
+    #: Whether Gaussian noise of each gradient's own standard deviation is added to the encoders' gradients.
+    noise: ClassVar[bool] = False
+    #: Whether `balance` returns `unimodal_weights`.
+    weighs_unimodal: ClassVar[bool] = False
+
+    def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
+        """Coefficients of this step from the scores `[M]` (float32, higher is better) and the state.
 
         Nothing is mutated: the new state is returned, so that a skipped step can drop it.
         """
-        ones = torch.ones_like(scores)
-        return Balance(ones, ones, state)
+        raise NotImplementedError
 
-    def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
-        """The gradient that enters an encoder at its output, before its coefficient; by default the plain sum.
+    def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
+        """What the coefficients can scale, the choice of `apply="auto"` first.
+
+        Args:
+            adaptive: True if the wrapped optimizer divides updates by the gradient's own scale, as Adam does. It
+                undoes a constant coefficient on the gradient, so that `"update"` comes first.
+        """
+        return ("update", "gradient", "feature") if adaptive else ("feature", "gradient", "update")
+
+    def diagnostics(self, scores: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
+        """Further statistics `[M]` of a step, from its scores `[M]` and its unimodal losses `[M]`."""
+        return {}
+
+
+class Combiner(Role):
+    """Makes one gradient of the multimodal and the unimodal one, as MMPareto does: subclass it, write `combine`."""
+
+    slot = "combiner"
+    #: Where the two gradients are combined: at the encoder's output by `combine`, or at its parameters with
+    #: `combination_weights`.
+    combine_at: ClassVar[Literal["features", "parameters"]] = "features"
+
+    def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
+        """The gradient that enters an encoder at its output, before its coefficient.
+
+        A combiner that takes a third argument, a 0-dimensional `weight` of the unimodal gradient, works with
+        coefficients that weigh the unimodal gradient.
 
         Args:
             multimodal: gradient of the multimodal loss there, the features' shape.
-            unimodal: gradient of the unimodal loss there, or None where the classifier saw detached features.
+            unimodal: gradient of the unimodal loss there, the same shape.
         """
-        return multimodal if unimodal is None else multimodal + unimodal
+        raise NotImplementedError
 
-    @property
-    def adds(self) -> bool:
-        """Whether `meet` is the plain sum, which autograd takes by itself; a subclass with another rule says False."""
-        return getattr(self.meet, "__func__", None) is Policy.meet
-
-    def weigh(self, gram: Tensor) -> Tensor:
+    def combination_weights(self, gram: Tensor) -> Tensor:
         """Weights `[S, M, 2]` of the multimodal and the unimodal gradient of each of M encoders' S tensors.
 
         Args:
@@ -117,20 +129,129 @@ class Policy:
         """
         raise NotImplementedError
 
-    def figures(self, scores: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
-        """Further statistics `[M]` of a step, from its scores `[M]` and its unimodal losses `[M]`."""
-        return {}
+
+class Dropout(Role):
+    """Says how often each modality is dropped before the fusion: subclass it and write `rates`."""
+
+    slot = "dropout"
+    #: Whether `update` changes the rates from step to step.
+    adaptive: ClassVar[bool] = False
+
+    def rates(self, modalities: int) -> tuple[float, ...]:
+        """The probability that a sample loses modality i, for all M; never more than 1 together."""
+        raise NotImplementedError
+
+    def update(self, scores: Tensor, state: State) -> tuple[Tensor, State]:
+        """The rates `[M]` after a step with these scores `[M]`, and the new state; asked where `adaptive`."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Joint(Policy):
-    """Plain joint training: nothing is balanced; the unimodal classifiers learn and tell their scores.
+class Fusion(Protocol):
+    """What an objective sees of a forward pass, and a way to run its fusion again."""
 
-    >>> Joint().balance(torch.tensor([-1.0, -2.0]), {}).coefficients
-    tensor([1., 1.])
+    features: Sequence[Tensor]  # M encoders' features, with their graphs
+    output: Tensor  # what the head made of them, with its graph
+
+    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+        """What the head makes of other features, with its graph."""
+        ...
+
+
+class Objective(Role):
+    """Adds a loss to the multimodal one, as TCMax does: subclass it and write `term`."""
+
+    slot = "objective"
+
+    def term(self, fusion: Fusion, loss: Tensor, target: Tensor) -> Tensor:
+        """The loss to add, 0-dimensional, with its graph.
+
+        Args:
+            fusion: the forward pass just made.
+            loss: the multimodal loss, 0-dimensional.
+            target: the batch's target.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Up to four roles at work together: what `+` makes of them. Without any it is plain joint training.
+
+    A coefficient multiplies what the combiner has made of both gradients: with `UnimodalLosses() + CGGM()`, the sum of
+    the multimodal and the unimodal gradient.
+
+    Args:
+        coefficients: scales the encoders' gradients or updates; None for 1.
+        combiner: combines the multimodal and the unimodal gradient; None keeps unimodal losses from the encoders.
+        dropout: drops modalities before the fusion.
+        objective: adds a loss.
+
+    Raises:
+        ValueError: a role that leaves no room for another one.
+
+    >>> from cggm.policies import CGGM, ModalityDropout, UnimodalLosses
+    >>> policy = UnimodalLosses() + ModalityDropout(0.35)
+    >>> policy.combiner, policy.dropout, policy.coefficients
+    (UnimodalLosses(weight=1.0), ModalityDropout(p=0.35), None)
     """
 
-    places: ClassVar[tuple[Place, ...]] = ()
+    coefficients: Coefficients | None = None
+    combiner: Combiner | None = None
+    dropout: Dropout | None = None
+    objective: Objective | None = None
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError(
+            "Policy is a composition of roles: subclass cggm.policies.Coefficients (balance), Combiner (combine), "
+            "Dropout (rates) or Objective (term), and add roles up with +"
+        )
+
+    def __post_init__(self) -> None:
+        for role in self.roles:
+            for slot in role.excludes:
+                if getattr(self, slot) is not None:
+                    raise _clash(role, getattr(self, slot), slot)
+
+    @classmethod
+    def of(cls, policy: Policy | Role) -> Policy:
+        """The policy of a single role; a policy itself.
+
+        Raises:
+            TypeError: neither.
+        """
+        if isinstance(policy, Policy):
+            return policy
+        if isinstance(policy, Role):
+            return cls(**{policy.slot: policy})
+        raise TypeError(f"policy must be a cggm Policy or role such as CGGM(), got {type(policy).__name__}")
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles that are filled."""
+        filled = (getattr(self, field.name) for field in fields(self))
+        return tuple(role for role in filled if role is not None)
+
+    def __add__(self, other: Policy | Role) -> Policy:
+        """This policy and the roles of another one.
+
+        Raises:
+            ValueError: two roles have the same job.
+        """
+        if not isinstance(other, (Policy, Role)):
+            return NotImplemented
+        filled: dict[str, Any] = {role.slot: role for role in self.roles}
+        for role in Policy.of(other).roles:
+            if role.slot in filled:
+                raise _clash(filled[role.slot], role, role.slot)
+            filled[role.slot] = role
+        return Policy(**filled)
+
+
+def _clash(one: Role, other: Role, slot: str) -> ValueError:
+    return ValueError(
+        f"policy: {type(one).__name__} and {type(other).__name__} both act in the same place ({slot}) and cannot be "
+        "added up; keep one of them"
+    )
 
 
 def all_finite(scores: Tensor) -> Tensor:
@@ -142,12 +263,13 @@ def all_finite(scores: Tensor) -> Tensor:
     return torch.linalg.vector_norm(scores, math.inf) < math.inf  # the largest; NaN is not below infinity
 
 
-def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
-    """Raise unless `low <= value <= high`; `name` is how the user calls the argument.
+def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Raise unless `low <= value <= high` and the value is finite; `name` is how the user calls the argument.
 
     >>> check_range("rho", -1.0, 0.0)
     Traceback (most recent call last):
-    ValueError: rho must be a number in [0, inf], got -1.0
+    ValueError: rho must be a number in [0, inf), got -1.0
     """
-    if not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}], got {value!r}")
+    if not isinstance(value, Real) or not low <= value <= high or not math.isfinite(value):
+        end = f"{high:g}]" if math.isfinite(high) else "inf)"
+        raise ValueError(f"{name} must be a number in [{low:g}, {end}, got {value!r}")

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Application, Balance, Policy, State, all_finite, check_range
+from cggm.deprecated import renamed_argument
+
+from .base import Coefficients, CoefficientUpdate, ScaleTarget, State, all_finite, check_range
 
 _SMALLEST_GAIN = 1e-6  # below this sum of gains nobody is ahead: rounding would decide
 
@@ -50,8 +52,9 @@ def stable_balance(gains: Tensor) -> Tensor:
     return torch.rsub(share, largest, alpha=largest).masked_fill_(total <= _SMALLEST_GAIN, 1.0)
 
 
+@renamed_argument("score", "score_kind")
 @dataclass(frozen=True, kw_only=True)
-class CGGM(Policy):
+class CGGM(Coefficients):
     """Slows the modality that is gaining most and turns the fusion towards the one that gains least.
 
     Each step, the unimodal classifiers' scores `ε_i` are smoothed; encoder `i` is updated with `ρ · B_i` times its
@@ -64,7 +67,7 @@ class CGGM(Policy):
         direction: `"rotation"` turns the head's gradient towards the unimodal ones in closed form;
             `"gradient"` is the paper's `L_gm`, differentiated through the head's gradient (double backward);
             `"weights"` is the released script's cosine of weights, acting one step late; `"none"`.
-        score: `"loss"` compares negative unimodal losses, `"metric"` the task's score (accuracy, ...).
+        score_kind: `"loss"` compares negative unimodal losses, `"metric"` the task's score (accuracy, ...).
         smoothing: weight of the past in the moving averages of scores and coefficients, in `[0, 1)`.
         stable: False takes the paper's unbounded balancing term of raw batch scores.
 
@@ -84,7 +87,7 @@ class CGGM(Policy):
     rho: float = 1.0
     lam: float = 0.0
     direction: Literal["rotation", "gradient", "weights", "none"] = "rotation"  # type: ignore[assignment]
-    score: Literal["loss", "metric"] = "loss"  # type: ignore[assignment]
+    score_kind: Literal["loss", "metric"] = "loss"  # type: ignore[assignment]
     smoothing: float = 0.9
     stable: bool = True
 
@@ -96,8 +99,8 @@ class CGGM(Policy):
             raise ValueError(
                 f"direction must be 'rotation', 'gradient', 'weights' or 'none', got {self.direction!r}"
             )
-        if self.score not in ("loss", "metric"):
-            raise ValueError(f"score must be 'loss' or 'metric', got {self.score!r}")
+        if self.score_kind not in ("loss", "metric"):
+            raise ValueError(f"score_kind must be 'loss' or 'metric', got {self.score_kind!r}")
 
     @classmethod
     def paper(cls, rho: float = 1.3, lam: float = 0.2) -> CGGM:
@@ -105,7 +108,7 @@ class CGGM(Policy):
 
         Needs gradient clipping (the papers' experiments clip at 0.8): `B_i` is unbounded.
         """
-        return cls(rho=rho, lam=lam, direction="gradient", score="metric", smoothing=0.0, stable=False)
+        return cls(rho=rho, lam=lam, direction="gradient", score_kind="metric", smoothing=0.0, stable=False)
 
     @classmethod
     def released(cls, rho: float = 1.3, lam: float = 0.2) -> CGGM:
@@ -113,16 +116,14 @@ class CGGM(Policy):
 
         Needs gradient clipping (the script clips at 0.8): `B_i` is unbounded.
         """
-        return cls(rho=rho, lam=lam, direction="weights", score="metric", smoothing=0.0, stable=False)
+        return cls(rho=rho, lam=lam, direction="weights", score_kind="metric", smoothing=0.0, stable=False)
 
-    def applications(self, adaptive: bool) -> tuple[Application, ...]:
+    def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
         """`gradient` for the published forms; else `feature` before SGD, and `update` before Adam and kin.
 
         An optimizer that divides by the gradient's own scale undoes a coefficient on the gradient.
         """
-        if not self.stable:
-            return ("gradient", "feature", "update")
-        return ("update", "gradient", "feature") if adaptive else ("feature", "gradient", "update")
+        return super().scale_targets(adaptive) if self.stable else ("gradient", "feature", "update")
 
     def initial_state(self, scores: Tensor) -> State:
         """Scores 0, balancing terms 1, no step taken."""
@@ -132,7 +133,7 @@ class CGGM(Policy):
             "steps": torch.zeros((), device=scores.device),
         }
 
-    def balance(self, scores: Tensor, state: State) -> Balance:
+    def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
         """Balancing terms from the gains since the last committed step.
 
         A batch whose scores are not finite changes nothing: coefficients and state stay as they were.
@@ -148,4 +149,4 @@ class CGGM(Policy):
         smoothed = torch.where(finite, smoothed, old)
         weights = torch.where(finite, weights, state["weights"])
         state = {"scores": smoothed, "weights": weights, "steps": state["steps"] + finite}
-        return Balance(weights if self.rho == 1 else self.rho * weights, weights, state)
+        return CoefficientUpdate(weights if self.rho == 1 else self.rho * weights, weights, state)

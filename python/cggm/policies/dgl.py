@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Place, Policy
+from .base import Combiner
 
 
 @dataclass(frozen=True, kw_only=True)
-class DGL(Policy):
-    """Encoders learn from their unimodal loss alone, the fusion from the multimodal loss on detached features.
+class DGL(Combiner):
+    """Trains the encoders on their unimodal losses alone, and the fusion on the multimodal loss.
 
     The gradient that comes back from the fusion is dropped at the encoder's output, and the unimodal classifiers
     are not part of the fusion, so neither side sees the other's gradient.
 
     >>> import torch
-    >>> DGL().meet(torch.tensor([1.0]), torch.tensor([3.0]))
+    >>> DGL().combine(torch.tensor([1.0]), torch.tensor([3.0]))
     tensor([3.])
     """
 
-    places: ClassVar[tuple[Place, ...]] = ("junction",)
-    detach_features: ClassVar[bool] = False
-
-    def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
-        """The unimodal gradient; the multimodal one where no unimodal loss has been balanced."""
-        return multimodal if unimodal is None else unimodal
+    def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
+        """The unimodal gradient."""
+        return unimodal

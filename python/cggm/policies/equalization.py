@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .base import Place, Policy
+from .base import Combiner
 
 _NOTHING = 1e-20  # a smaller norm counts as zero, as its squares become in float32
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormEqualization(Policy):
+class NormEqualization(Combiner):
     """Adds both losses' feature gradients at equal norms: `g = m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`.
 
     `m = max(‖g_m‖, ‖g_u‖)`; norms over the whole batch of features. No hyper-parameter. A zero gradient counts as
     nothing. The rule is homogeneous, so loss scaling passes through; with gradient accumulation each
     micro-batch is a batch of its own.
 
-    >>> NormEqualization().meet(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 6.0]))
+    >>> NormEqualization().combine(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 6.0]))
     tensor([6., 6.])
     """
 
-    places: ClassVar[tuple[Place, ...]] = ("junction",)
-    detach_features: ClassVar[bool] = False
-
-    def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
-        """`m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`; not finite where one of the gradients is not."""
-        if unimodal is None:
-            return multimodal
+    def combine(self, multimodal: Tensor, unimodal: Tensor, weight: Tensor | None = None) -> Tensor:
+        """`m (g_m / ‖g_m‖ + weight · g_u / ‖g_u‖)`, `weight` 1 by default; not finite where a gradient is not."""
         if multimodal.element_size() < 4:  # in half precision squares do not fit under loss scaling
-            return self.meet(multimodal.float(), unimodal.float()).to(multimodal.dtype)
+            return self.combine(multimodal.float(), unimodal.float(), weight).to(multimodal.dtype)
         one, other = vector_norm(multimodal).clamp_min(_NOTHING), vector_norm(unimodal).clamp_min(_NOTHING)
+        if weight is not None:
+            unimodal = unimodal * weight
         return (multimodal / one).addcdiv_(unimodal, other).mul_(torch.maximum(one, other))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .base import Place, Policy, check_range
+from .base import Combiner, check_range
 
 
 def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tens
 
 
 @dataclass(frozen=True)
-class MMPareto(Policy):
+class MMPareto(Combiner):
     """Combines each encoder's multimodal and unimodal gradient so that neither is worked against.
 
     Weights from the whole encoder's gradients (`pareto_weight`). Then, tensor by tensor, `h = 2 w_m g_m + 2 w_u g_u` is
@@ -54,19 +54,17 @@ class MMPareto(Policy):
         ValueError: a negative factor.
 
     >>> gram = torch.tensor([[[1.0, -1.0], [-1.0, 3.0]]])                        # g_m = (1, 0), g_u = (-1, √2)
-    >>> MMPareto(gamma=1.0).weigh(gram).round(decimals=4)
+    >>> MMPareto(gamma=1.0).combination_weights(gram).round(decimals=4)
     tensor([[1.6330, 0.8165]])
     """
 
     gamma: float = 1.5
-    places: ClassVar[tuple[Place, ...]] = ("junction",)
-    detach_features: ClassVar[bool] = False
-    meets_at = "parameters"
+    combine_at: ClassVar[Literal["features", "parameters"]] = "parameters"
 
     def __post_init__(self) -> None:
         check_range("gamma", self.gamma, 0.0)
 
-    def weigh(self, gram: Tensor) -> Tensor:
+    def combination_weights(self, gram: Tensor) -> Tensor:
         """Weights `[S, M, 2]`, norm and γ included, from dot products `[S, M, 2, 2]`; M may be missing."""
         gram = gram.flatten(-2)  # [S, M, 4]
         multimodal, product, _, unimodal = gram.sum(0).unbind(-1)  # [M], of whole encoders
@@ -83,7 +81,7 @@ def _raise(wanted: Tensor, present: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FeaturePareto(Policy):
+class FeaturePareto(Combiner):
     """MMPareto's rule on the gradients that enter an encoder at its output: one backward pass instead of two.
 
     `h = 2 w_m g_m + 2 w_u g_u`, raised to the norm of `g_m + g_u` where that is larger, times γ; norms and dot products
@@ -95,23 +93,19 @@ class FeaturePareto(Policy):
     Raises:
         ValueError: a negative factor.
 
-    >>> FeaturePareto(gamma=1.0).meet(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))       # w_m = 0.6
+    >>> FeaturePareto(gamma=1.0).combine(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))       # w_m = 0.6
     tensor([0.4472, 0.8944])
     """
 
     gamma: float = 1.5
-    places: ClassVar[tuple[Place, ...]] = ("junction",)
-    detach_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_range("gamma", self.gamma, 0.0)
 
-    def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
+    def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
         """The combined gradient; not finite where one of the two is not."""
-        if unimodal is None:
-            return multimodal
         if multimodal.element_size() < 4:  # in half precision squares do not fit under loss scaling
-            return self.meet(multimodal.float(), unimodal.float()).to(multimodal.dtype)
+            return self.combine(multimodal.float(), unimodal.float()).to(multimodal.dtype)
         product = (multimodal * unimodal).sum()
         weight = 2 * pareto_weight(vector_norm(multimodal).square(), product, vector_norm(unimodal).square())
         combined = (multimodal * weight).addcmul_(unimodal, 2 - weight)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Application, Balance, Policy, State, all_finite, check_range
+from cggm.tasks.base import confidence_of
+
+from .base import Coefficients, CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
 
 if TYPE_CHECKING:
     from cggm.tasks import Task
@@ -17,18 +19,8 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-6  # equal scores must not count as ahead of each other
 
 
-def confidences(task: Task, output: Tensor, target: Tensor) -> Tensor:
-    """Probability `[B]` that an output gives to the truth, sample by sample.
-
-    Asked of `task.confidence(output, target)`; for a task without one, `exp(−loss)`, a single figure `[]` per batch,
-    which for one sample of a classification is the same.
-    """
-    confidence = getattr(task, "confidence", None)
-    return (-task.loss(output, target).float()).exp() if confidence is None else confidence(output, target)
-
-
 @dataclass(frozen=True)
-class OGMGE(Policy):
+class OGMGE(Coefficients):
     """Slows the modalities that are ahead, and adds noise to the gradients to keep up generalisation.
 
     `S_i` is the mean confidence of modality i in the truth, `r_i = S_i / mean_{j≠i} S_j` the discrepancy ratio.
@@ -58,30 +50,28 @@ class OGMGE(Policy):
     _: KW_ONLY
     noise: bool = True  # type: ignore[misc]
     split_head: bool = False
-    score: ClassVar[Literal["loss", "metric"]] = "metric"
+    score_kind: ClassVar[Literal["loss", "metric"]] = "metric"
 
     def __post_init__(self) -> None:
         check_range("alpha", self.alpha, 0.0)
 
     @property
-    def reads(self) -> str:  # type: ignore[override]
+    def score_source(self) -> ScoreSource:  # type: ignore[override]
         """The split head or the unimodal classifiers."""
         return "head" if self.split_head else "classifiers"
 
-    def applications(self, adaptive: bool) -> tuple[Application, ...]:
+    def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
         """With noise on the gradients; else `feature` before SGD, and `update` before Adam and kin."""
-        if self.noise:
-            return ("gradient",)
-        return ("update", "gradient", "feature") if adaptive else ("feature", "gradient", "update")
+        return ("gradient",) if self.noise else super().scale_targets(adaptive)
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """Mean confidences `[M]`; the paper's sums over the batch have the same ratios."""
-        return torch.stack([confidences(task, output, target).float().mean() for output in outputs])
+        return torch.stack([confidence_of(task, output, target).float().mean() for output in outputs])
 
-    def balance(self, scores: Tensor, state: State) -> Balance:
+    def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
         """Coefficients from this step's confidences alone; 1 where one is not finite."""
         others = (scores.sum() - scores) / (scores.numel() - 1)
         ratios = scores / others.clamp_min(torch.finfo(scores.dtype).tiny)  # [M]
         ahead = (ratios > 1 + _ROUNDING) & all_finite(scores)
         coefficients = torch.where(ahead, 1 - torch.tanh(self.alpha * ratios), torch.ones_like(ratios))
-        return Balance(coefficients, coefficients, state)
+        return CoefficientUpdate(coefficients, coefficients, state)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import Place, Policy, check_range
+from .base import Combiner, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnimodalLosses(Policy):
+class UnimodalLosses(Combiner):
     """Adds each unimodal loss's gradient to the encoder's: `g = g_multimodal + weight · g_unimodal`.
 
     The sum is taken at the encoder's output, so that one backward pass through the encoder serves both losses.
@@ -24,22 +23,17 @@ class UnimodalLosses(Policy):
     Raises:
         ValueError: a negative weight.
 
-    >>> UnimodalLosses(weight=2.0).meet(torch.tensor([1.0]), torch.tensor([3.0]))
+    >>> UnimodalLosses(weight=2.0).combine(torch.tensor([1.0]), torch.tensor([3.0]))
     tensor([7.])
     """
 
     weight: float = 1.0
-    places: ClassVar[tuple[Place, ...]] = ("junction",)
-    detach_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, 0.0)
 
-    @property
-    def adds(self) -> bool:
-        """At weight 1."""
-        return self.weight == 1 and getattr(self.meet, "__func__", None) is UnimodalLosses.meet
-
-    def meet(self, multimodal: Tensor, unimodal: Tensor | None) -> Tensor:
-        """`multimodal + weight · unimodal`."""
-        return multimodal if unimodal is None else torch.add(multimodal, unimodal, alpha=self.weight)
+    def combine(self, multimodal: Tensor, unimodal: Tensor, weight: Tensor | None = None) -> Tensor:
+        """`multimodal + self.weight · unimodal`, the second part times `weight` `[]` where coefficients give one."""
+        if weight is not None:
+            unimodal = unimodal * weight.to(unimodal.dtype)
+        return torch.add(multimodal, unimodal, alpha=self.weight)

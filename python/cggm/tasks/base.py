@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Tensor
 
 
-@runtime_checkable
 class Task(Protocol):
-    """Two functions of a classifier's output and the target; implement both for a task of your own.
+    """The loss that trains a unimodal classifier, and the score that compares the modalities.
 
-    Both return a 0-dimensional tensor on the output's device, the mean over the batch, without a host
-    synchronisation. The score is "higher is better" and carries no gradient.
-
-    A third one, `confidence(output, target) -> [B]`, may tell the probability that the output gives to the truth, per
-    sample. OGM-GE and AGM compare confidences; where there is none, they take `exp(−loss)`.
+    Write `loss` and `score` for a task of your own. Both return a 0-dimensional tensor on the output's device, the
+    mean over the batch, without a host synchronization. The score is "higher is better" and carries no gradient.
+    `confidence` is what OGM-GE and AGM compare; inherit its default from this class or leave it out.
     """
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -25,6 +22,19 @@ class Task(Protocol):
     def score(self, output: Tensor, target: Tensor) -> Tensor:
         """Score of the unimodal classifier on this batch."""
         ...
+
+    def confidence(self, output: Tensor, target: Tensor) -> Tensor:
+        """Probability `[B]` that the output gives to the truth, sample by sample.
+
+        By default `exp(−loss)`, one number for the batch, which for a single sample of a classification is the same.
+        """
+        return (-self.loss(output, target).float()).exp()
+
+
+def confidence_of(task: Any, output: Tensor, target: Tensor) -> Tensor:
+    """The task's `confidence`, or the default of `Task` where the task has none."""
+    own = getattr(task, "confidence", None)
+    return Task.confidence(task, output, target) if own is None else own(output, target)
 
 
 def check_batch(output: Tensor, target: Tensor) -> None:

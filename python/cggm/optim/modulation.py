@@ -1,0 +1,52 @@
+"""What happens to the gradients between backward and step: coefficients, noise, direction, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor
+
+from ..model.multimodal import MultimodalModel
+from . import direction
+from .scaling import Parameters, add_noise_, deviations, gradient_norms, head_cosines, scale_gradients_
+from .statistics import Statistics
+from .step_state import StepState
+
+
+def modulate_step(
+    model: MultimodalModel,
+    state: StepState,
+    parameters: Parameters,
+    wait: bool,
+    diagnostics: Mapping[str, Tensor],
+) -> Statistics:
+    """Modulate the gradients of the step under way, and measure them.
+
+    Args:
+        model: its encoders' and its head's gradients are mutated.
+        state: this step's coefficients; told that they are applied, or left to the step.
+        parameters: the encoders' parameters.
+        wait: whether a fused step can apply the coefficients.
+        diagnostics: further statistics of the coefficient role.
+    """
+    plan, coefficients = state.plan, state.update.coefficients
+    scales = plan.scale_at == "gradient"
+    left_to_step = wait and scales and not plan.adds_noise  # noise is added after the coefficients
+    strengths = deviations(parameters) if plan.adds_noise else None
+    heads = model.head_gradients()
+    measured: dict[str, Tensor] = {}
+    if scales and not left_to_step:
+        measured["cosines"], measured["grad_norms"] = scale_gradients_(parameters, coefficients, *heads)
+    else:
+        measured["cosines"] = head_cosines(*heads, coefficients)
+    if strengths is not None:
+        add_noise_(parameters, strengths)
+        measured.pop("grad_norms", None)  # measured before the noise
+    measured |= {"scores": state.scores[0], "coefficients": coefficients, **diagnostics}
+    state.remember(direction.turn_(plan.direction, model, state.update, measured["cosines"]))
+    norms = partial(gradient_norms, parameters, coefficients, left_to_step)
+    if model.context.sharded:  # a collective: now, on every rank, not where one happens to read it
+        measured.setdefault("grad_norms", norms())
+    state.modulated, state.left_to_step = True, left_to_step
+    return Statistics(measured, grad_norms=norms)

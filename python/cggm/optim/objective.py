@@ -1,0 +1,54 @@
+"""The loss to go backward from: the multimodal loss, and what balancing adds to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..model.multimodal import MultimodalModel
+from ..model.scoring import ModalityScores
+from . import direction
+from .step_state import StepState
+
+
+def check_loss(loss: Tensor) -> None:
+    """Refuse a multimodal loss from which nothing can go backward.
+
+    Raises:
+        RuntimeError: it has no graph, or gradients are disabled.
+        TypeError: it is not a tensor.
+        ValueError: it is not 0-dimensional.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"loss must be a tensor, the multimodal loss with its graph, got {type(loss).__name__}"
+        )
+    if not torch.is_grad_enabled() or not loss.requires_grad:
+        raise RuntimeError(
+            "balance() needs a loss with a graph: call it outside torch.no_grad(), before backward()"
+        )
+    if loss.ndim:
+        raise ValueError(f"loss must be 0-dimensional, as its mean over the batch, got {list(loss.shape)}")
+
+
+def total_loss(
+    model: MultimodalModel, state: StepState, loss: Tensor, scores: ModalityScores, target: Tensor
+) -> Tensor:
+    """The multimodal loss, the unimodal losses, and terms that exist for their gradients alone.
+
+    Args:
+        model: its head, its fusion, and the classifiers.
+        state: the plan, this step's coefficients, and the policy's state as of the last step taken.
+        loss: the multimodal loss, 0-dimensional.
+        scores: of the same forward pass.
+        target: the batch's target.
+    """
+    plan, update = state.plan, state.update
+    total = loss + scores.unimodal
+    term = direction.loss_term(plan.direction, model, (loss, scores.unimodal), update.weights, state.state)
+    total = total if term is None else total + term
+    if scores.attribution is not None:
+        total = total + scores.attribution.term(loss, update.coefficients)
+    if plan.objective is not None:
+        total = total + plan.objective.term(model.coalitions, loss, target)
+    return total

@@ -1,0 +1,247 @@
+"""The plan: what a policy does around this optimizer and these processes, resolved once in the constructor.
+
+Everything that cannot work together is refused here. Each part of the wrapper gets from the plan only what it needs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .base import Coefficients, Combiner, Dropout, Objective, Policy, Role, ScaleTarget
+from .unimodal import UnimodalLosses
+
+#: Optimizers whose update is linear in the gradient, by the names of their classes and of those they inherit from. Any
+#: other one counts as adaptive: `apply="auto"` then scales updates, which means the same whatever the optimizer does.
+LINEAR_OPTIMIZERS = frozenset({"SGD", "ASGD", "SGDScheduleFree", "SGDW", "SGDP"})
+
+
+@dataclass(frozen=True)
+class HeadDirection:
+    """How the head's gradient is turned, and how strongly."""
+
+    kind: Literal["rotation", "gradient", "weights"]
+    lam: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the parts of the wrapper have to do.
+
+    Args:
+        policy: its roles.
+        scale_at: what the coefficients scale; None without coefficients.
+        direction: how the head's gradient is turned; None to leave it alone.
+    """
+
+    policy: Policy
+    scale_at: ScaleTarget | None
+    direction: HeadDirection | None
+
+    @property
+    def coefficients(self) -> Coefficients | None:
+        """The role that makes coefficients."""
+        return self.policy.coefficients
+
+    @property
+    def combiner(self) -> Combiner | None:
+        """The role that combines the multimodal and the unimodal gradient."""
+        return self.policy.combiner
+
+    @property
+    def dropout(self) -> Dropout | None:
+        """The role that drops modalities, unless it never does."""
+        dropout = self.policy.dropout
+        return None if dropout is None or not (dropout.adaptive or any(dropout.rates(2))) else dropout
+
+    @property
+    def objective(self) -> Objective | None:
+        """The role that adds a loss."""
+        return self.policy.objective
+
+    @property
+    def detaches_features(self) -> bool:
+        """Whether the unimodal classifiers see detached features, so that their losses do not reach the encoders."""
+        return self.combiner is None
+
+    @property
+    def combines_at_parameters(self) -> bool:
+        """Whether the two gradients are combined at the encoders' parameters instead of their outputs."""
+        return self.combiner is not None and self.combiner.combine_at == "parameters"
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether combining is plain addition, which autograd does by itself."""
+        return (
+            type(self.combiner) is UnimodalLosses and self.combiner.weight == 1 and not self.weighs_unimodal
+        )
+
+    @property
+    def weighs_unimodal(self) -> bool:
+        """Whether the coefficients come with weights of the unimodal gradients."""
+        return self.coefficients is not None and self.coefficients.weighs_unimodal
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether noise is added to the encoders' gradients."""
+        return self.coefficients is not None and self.coefficients.noise
+
+    @property
+    def scorers(self) -> tuple[Role | None, ...]:
+        """The roles that read scores; None alone, for the negative unimodal losses, where no role does."""
+        found: list[Role | None] = [] if self.coefficients is None else [self.coefficients]
+        if self.dropout is not None and self.dropout.adaptive:
+            found.append(self.dropout)
+        return tuple(found) or (None,)
+
+    def reads(self, source: str) -> Any:
+        """The first role that scores outputs of this source, or None."""
+        return next((role for role in self.scorers if role is not None and role.score_source == source), None)
+
+    def paused(self) -> Plan:
+        """The plan while the wrapper is not active: everything stays in place, and nothing acts."""
+        return replace(self, policy=Policy(), scale_at=None, direction=None)
+
+
+def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
+    """Resolve a policy around an optimizer.
+
+    Args:
+        policy: what the user passed.
+        apply: what the coefficients are to scale, or `"auto"` for what the policy prefers with this optimizer.
+        optimizer: the wrapped one.
+
+    Raises:
+        TypeError: not a policy.
+        ValueError: a target that this policy cannot scale; weights that this combiner cannot take.
+    """
+    policy = Policy.of(policy)
+    choices = scale_targets(policy, is_adaptive(optimizer))
+    names = " + ".join(type(role).__name__ for role in policy.roles) or "Policy"
+    if apply != "auto" and apply not in choices:
+        raise ValueError(f"apply must be 'auto' or one of {choices} with {names}, got {apply!r}")
+    chosen = None
+    direction = None
+    if policy.coefficients is not None:
+        chosen = choices[0] if apply == "auto" else apply
+        if policy.coefficients.lam > 0 and policy.coefficients.direction != "none":
+            direction = HeadDirection(policy.coefficients.direction, policy.coefficients.lam)
+        if policy.coefficients.weighs_unimodal:
+            _check_takes_weight(policy, names)
+    return Plan(policy, chosen, direction)  # type: ignore[arg-type]
+
+
+def scale_targets(policy: Policy | Role, adaptive: bool) -> tuple[ScaleTarget, ...]:
+    """What a policy's coefficients can scale, the choice of `apply="auto"` first.
+
+    Not the features where the gradients are combined behind them, at the parameters. A policy without coefficients
+    takes `"feature"`, which then does nothing.
+
+    Args:
+        policy: a policy or a single role.
+        adaptive: True if the wrapped optimizer divides updates by the gradient's own scale.
+
+    >>> from cggm.policies import CGGM, MMPareto
+    >>> scale_targets(CGGM(), adaptive=False), scale_targets(MMPareto() + CGGM(), adaptive=False)
+    (('feature', 'gradient', 'update'), ('gradient', 'update'))
+    """
+    policy = Policy.of(policy)
+    if policy.coefficients is None:
+        return ("feature",)
+    choices = policy.coefficients.scale_targets(adaptive)
+    if policy.combiner is not None and policy.combiner.combine_at == "parameters":
+        choices = tuple(choice for choice in choices if choice != "feature")
+    return choices
+
+
+def is_adaptive(optimizer: Optimizer) -> bool:
+    """Whether an optimizer counts as one that divides updates by the gradient's own scale, see `LINEAR_OPTIMIZERS`.
+
+    >>> import torch
+    >>> parameters = [torch.nn.Parameter(torch.ones(1))]
+    >>> is_adaptive(torch.optim.SGD(parameters, lr=0.1)), is_adaptive(torch.optim.AdamW(parameters))
+    (False, True)
+    """
+    return LINEAR_OPTIMIZERS.isdisjoint(cls.__name__ for cls in type(optimizer).__mro__)
+
+
+def _check_takes_weight(policy: Policy, names: str) -> None:
+    combiner = policy.combiner
+    takes = combiner is not None and "weight" in inspect.signature(combiner.combine).parameters
+    if not takes or combiner.combine_at == "parameters":
+        raise ValueError(
+            f"policy: {type(policy.coefficients).__name__}() weighs the unimodal gradients and needs a combiner that "
+            f"takes a weight, as UnimodalLosses() + ... or NormEqualization() + ...; got {names}"
+        )
+
+
+def check_distribution(plan: Plan, context: Any) -> None:
+    """Refuse what several processes cannot do together.
+
+    Args:
+        plan: what is to be done.
+        context: the `DistributedContext`.
+
+    Raises:
+        ValueError: the policy needs whole gradients or weights, and every process has a part.
+    """
+    if context.sharded and plan.reads("responses") is not None:
+        raise ValueError(
+            "policy: AGM() runs the fusion again after the forward pass, when fully_shard() has freed its weights; "
+            "use it with DistributedDataParallel, or take another policy"
+        )
+    if context.sharded and plan.adds_noise:
+        raise ValueError(
+            "policy: OGMGE(noise=True) needs the deviation of whole gradients, of which every process has a part "
+            "here; use it with DistributedDataParallel, or pass noise=False"
+        )
+    if plan.combines_at_parameters and not context.makes_gradients_apart():
+        raise ValueError(
+            "policy: MMPareto() makes the encoders' gradients itself, averaged over the processes; hand the wrapper "
+            "DistributedDataParallel(model, find_unused_parameters=True), or use FeaturePareto(), the same rule at the "
+            "encoders' outputs"
+        )
+
+
+def check_updated(
+    plan: Plan, parameters: Sequence[tuple[Tensor, int]], names: Sequence[str], optimizer: Optimizer
+) -> None:
+    """Refuse to scale updates of an encoder of which the optimizer steps no parameter.
+
+    Args:
+        plan: says whether updates are scaled.
+        parameters: the encoders' parameters with the indices of their modalities.
+        names: the modalities.
+        optimizer: the wrapped one.
+
+    Raises:
+        ValueError: there is such an encoder, and it is not frozen.
+    """
+    if plan.scale_at != "update":
+        return
+    stepped = {p for group in optimizer.param_groups for p in group["params"]}
+    for index, name in enumerate(names):
+        trained = [p for p, owner in parameters if owner == index and p.requires_grad]
+        if trained and stepped.isdisjoint(trained):
+            raise ValueError(
+                f"apply='update' scales what this optimizer does, but it has no parameter of encoder {name!r}: "
+                "pass 'gradient' or 'feature', or an optimizer over the parameters that the model has now"
+            )
+
+
+def check_whole_head(sharded: bool) -> None:
+    """Refuse a direction that needs the head's whole weight where this process holds a part of it.
+
+    Raises:
+        RuntimeError: it does.
+    """
+    if sharded:
+        raise RuntimeError(
+            "this policy's direction needs the head's whole weight after the forward pass: leave the head to "
+            "fully_shard() of the whole model, without a fully_shard() of its own or reshard_after_forward=True"
+        )
