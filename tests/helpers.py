@@ -15,6 +15,12 @@ from cggm.policies.plan import Plan, make_plan
 
 WIDTHS = {"audio": 8, "image": 6, "text": 5}
 CLASSES = 3
+BASES = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-4),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+}
 
 
 class SmallModel(nn.Module):
@@ -55,7 +61,7 @@ def wrap(
 ) -> CGGMOptimizerWrapper:
     """Wrap with the small model's names; `classifiers` by modality or for all, `flatten` lays gradients out."""
     base = torch.optim.SGD(model.parameters(), lr=0.1) if base is None else base
-    classifiers, flatten = options.pop("classifiers", {}), options.pop("flatten", False)
+    classifiers, flatten = options.pop("classifiers", None) or {}, options.pop("flatten", False)
     if isinstance(classifiers, str):
         classifiers = dict.fromkeys(model.modalities, classifiers)
     if "encoders" not in options:
@@ -113,3 +119,9 @@ class NoHostRead(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert function.name() not in self.WAITING, function
         return function(*args, **(kwargs or {}))
+
+
+class NoHostSync(NoHostRead):
+    """Fails also where a new tensor's value would come from the host, to be waited for."""
+
+    WAITING = (*NoHostRead.WAITING, "aten::lift_fresh")

@@ -49,7 +49,11 @@ def former_arguments(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *arguments, **named)
         if flatten:
             warn_renamed("flatten=True", "optimizer.flatten_gradients()")
-            self.flatten_gradients()
+            try:
+                self.flatten_gradients()
+            except BaseException:
+                self.detach()
+                raise
 
     return accepting
 

@@ -150,11 +150,11 @@ def test_a_backward_pass_that_fails_halfway_keeps_no_graph_alive():
 
 def test_weights_of_another_shape_are_refused():
     class Old(MMPareto):
-        def weigh(self, gram):
+        def combination_weights(self, gram):
             return torch.ones(len(gram), 2, dtype=gram.dtype)
 
     model = small_model()
-    with pytest.raises(ValueError, match=r"weigh\(\) must return weights \[S, M, 2\]"):
+    with pytest.raises(ValueError, match=r"combination_weights\(\) must return \[S, M, 2\]"):
         train(model, wrap(model, policy=Old()), steps=1)
 
 

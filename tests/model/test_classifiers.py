@@ -91,7 +91,7 @@ def test_features_that_change_their_width_later_are_refused():
     model.audio.forward = lambda x: model.audio.layer(x)
     model.head = nn.Linear(12, 3)
     with pytest.raises(
-        ValueError, match=r"classifiers\['audio'\] expects features of width 8.*pass classifiers="
+        ValueError, match=r"encoders\['audio'\]: its classifier expects features of width 8.*classifier="
     ):
         backward(model, optimizer, inputs, target)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import processes
-from cggm import CGGM, UnimodalLosses
+from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from helpers import SmallModel, backward, batches, flat, in_buffers, small_model, train, wrap
 
 ENCODERS = {m: f"encoders.{m}" for m in ("audio", "image")}
@@ -40,7 +40,7 @@ def in_two_processes(rank):
         DistributedDataParallel(small_model(), gradient_as_bucket_view=True),
     ):
         with pytest.raises(ValueError, match="would both lay the gradients out"):
-            wrap(refused, flatten=True, encoders=ENCODERS)
+            CGGMOptimizerWrapper(sgd(refused), refused, encoders=ENCODERS, head="head", flatten=True)
         assert not any("unimodal_classifiers" in name for name, _ in refused.named_modules())
     model = small_model()
     optimizer = wrap(model, flatten=True)

@@ -83,7 +83,7 @@ def test_sparse_gradients_and_layouts_are_seen():
 @pytest.mark.parametrize(("name", "folded"), [("AdamW", False), ("AdamW, fused", True), ("SGD", True)])
 def test_while_a_graph_is_captured_no_step_is_counted_on_the_host(name, folded):
     model = small_model()
-    optimizer = wrap(model, OPTIMIZERS[name](model.parameters()), POLICY, apply="feature")
+    optimizer = wrap(model, OPTIMIZERS[name](model.parameters()), POLICY, apply="feature", fused=True)
     with mock.patch("cggm.optim.fused._capturing", return_value=True):
         assert optimizer.uses_fused_step == folded
     assert optimizer.uses_fused_step

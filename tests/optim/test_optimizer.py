@@ -16,15 +16,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, ReduceLROnPlat
 
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from cggm.policies.plan import scale_targets
-from helpers import NoHostRead, backward, batches, flat, small_model, train, wrap
+from helpers import BASES, NoHostSync, backward, batches, flat, small_model, train, wrap
 
 POLICIES = [CGGM(lam=0.1), CGGM.paper(rho=1.0), CGGM.released(rho=1.0), UnimodalLosses()]
-BASES = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-4),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
-    "fused adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
-}
 
 
 def test_is_an_optimizer_over_the_live_groups_and_state_of_the_wrapped_one():
@@ -210,7 +204,7 @@ RESUME = """
 import sys, torch
 sys.path[:0] = [{tests!r}, {tests!r} + '/optim']
 from helpers import *
-from test_optimizer import BASES, POLICIES
+from test_optimizer import POLICIES
 torch.set_num_threads(1)
 saved = torch.load({path!r})
 model = small_model(seed=99)
@@ -335,12 +329,6 @@ def test_parameters_added_later_are_modulated_too():
     before = extra.weight.detach().clone()
     train(model, optimizer, steps=2)
     assert torch.equal(extra.weight, before)
-
-
-class NoHostSync(NoHostRead):
-    """Fails also where a new tensor's value would come from the host, to be waited for."""
-
-    WAITING = (*NoHostRead.WAITING, "aten::lift_fresh")
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)

@@ -45,20 +45,19 @@ def untouched(model):
             r"head: the model has no submodule 'hed'; did you mean one of \['head'",
         ),
         ({"head": "encoders"}, ValueError, "ModuleDict without a weight matrix"),
-        ({"policy": "cggm"}, TypeError, r"policy must be a cggm Policy such as CGGM\(\), got str"),
+        ({"policy": "cggm"}, TypeError, r"policy must be a cggm Policy or role such as CGGM\(\), got str"),
         ({"task": "translation"}, ValueError, r"task must be one of \['classification', 'regression'"),
         ({"task": 7}, TypeError, "two functions loss and score"),
         ({"apply": "everywhere"}, ValueError, "apply must be 'auto' or one of"),
-        ({"classifiers": "deep"}, ValueError, "classifiers must be None, 'attention' or a mapping"),
         (
-            {"classifiers": {"video": nn.Linear(4, 3)}},
-            ValueError,
-            r"names \['video'\], but the modalities are",
+            {"classifiers": "deep"},
+            TypeError,
+            "classifier must be a module, .*, 'attention' or None, got 'deep'",
         ),
         (
             {"classifiers": {"audio": nn.Linear(4, 3)}},
             ValueError,
-            r"classifiers\['audio'\]: no output layer whose weight has the head's shape \[3, 8\], found",
+            r"encoders\['audio'\]: its classifier has no output layer whose weight has the head's shape \[3, 8\]",
         ),
         (
             {"classifiers": {"audio": (nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), "0")}},
@@ -94,7 +93,7 @@ def test_nested_encoders():
 def test_a_head_for_which_no_default_classifier_is_known():
     model = small_model()
     model.head = nn.Bilinear(8, 1, 3)
-    with pytest.raises(ValueError, match="no default for a head of type Bilinear"):
+    with pytest.raises(ValueError, match="no default classifier for a head of type Bilinear"):
         wrap(model)
 
 

@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cggm import CGGM, Classification, ModalityDropout, NormEqualization, UnimodalLosses
+from cggm.junctions.features import make_junctions
 from cggm.model.shapley import coalitions
+from cggm.optim.step_state import StepState
 from cggm.policies import AGM, DGL, OGMGE, FeaturePareto, Joint, MMPareto
 from cggm.policies.mmpareto import pareto_weight
+from helpers import plan_of
 
 SCORES = st.lists(st.floats(2**-6, 1, width=32), min_size=2, max_size=6)
 POLICIES = [OGMGE(0.5), AGM(1.0), UnimodalLosses() + CGGM(), Joint(), ModalityDropout(0.2)]
@@ -99,7 +102,9 @@ def test_mmpareto_by_hand():
 
 def test_mmpareto_sums_gradients_that_agree():
     gram = torch.tensor([[[1.0, 0.5], [0.5, 4.0]]], dtype=torch.float64)
-    torch.testing.assert_close(MMPareto(gamma=1.5).combination_weights(gram), torch.full((1, 2), 1.5, dtype=torch.float64))
+    torch.testing.assert_close(
+        MMPareto(gamma=1.5).combination_weights(gram), torch.full((1, 2), 1.5, dtype=torch.float64)
+    )
 
 
 def test_exactly_opposed_gradients_stay_finite():
@@ -143,7 +148,7 @@ def test_a_zero_gradient_counts_as_nothing_at_any_scale(rule, scale):
 def test_rules_are_differentiable_themselves(rule):
     torch.manual_seed(0)
     gradients = torch.randn(4, 3).double().requires_grad_(), torch.randn(4, 3).double().requires_grad_()
-    torch.autograd.gradcheck(rule.meet, gradients)
+    torch.autograd.gradcheck(rule.combine, gradients)
 
 
 def test_dgl_keeps_the_unimodal_gradient_alone():
@@ -156,7 +161,8 @@ def test_rules_follow_the_scale_of_the_loss_and_let_overflow_through(rule):
     torch.manual_seed(0)
     m, u = torch.randn(8, 4), torch.randn(8, 4)
     torch.testing.assert_close(rule.combine(1024 * m, 1024 * u), 1024 * rule.combine(m, u))
-    assert rule.combine(m, None) is m
+    (junction,) = make_junctions(plan_of(rule), ["audio"])
+    assert junction.backward(m, None) is m  # the classifier has seen detached features
     spoiled = u.clone()
     spoiled[0, 0] = torch.inf
     assert not torch.isfinite(rule.combine(m, spoiled)).all()
@@ -174,11 +180,13 @@ def test_rules_in_half_precision(rule, scale):
 
 
 def run(policy, steps):
-    state = policy.initial_state(torch.zeros(len(steps[0])))
-    for scores in steps:
-        result = policy.balance(scores, state)
-        state = result.state
-    return result
+    """The state of training after steps with these scores, the last of them still to be taken."""
+    state = StepState(plan_of(policy))
+    for number, scores in enumerate(steps, 1):
+        state.mark_backward(state.add(scores[None], 1))
+        if number < len(steps):
+            state.commit()
+    return state
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
@@ -190,8 +198,8 @@ def test_permutation_equivariance(policy, first, data):
     others = (steps[1].sum() - steps[1]) / (len(first) - 1)
     if ((steps[1] / others - 1).abs() < 1e-4).any():  # OGM's step at a ratio of 1: rounding decides
         return
-    straight = run(policy, steps).coefficients
-    permuted = run(policy, [scores[order] for scores in steps]).coefficients
+    straight = run(policy, steps).update.coefficients
+    permuted = run(policy, [scores[order] for scores in steps]).update.coefficients
     torch.testing.assert_close(straight[order], permuted, rtol=1e-3, atol=1e-4)
 
 
@@ -199,17 +207,17 @@ def test_permutation_equivariance(policy, first, data):
 @pytest.mark.parametrize("modalities", [2, 3, 7])
 def test_equal_scores_give_equal_coefficients(policy, modalities):
     for score in (0.1, 1 / 3, 0.9):
-        coefficients = run(policy, [torch.full((modalities,), score)] * 3).coefficients
+        coefficients = run(policy, [torch.full((modalities,), score)] * 3).update.coefficients
         torch.testing.assert_close(coefficients, torch.ones(modalities))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_scores_that_are_not_finite_change_nothing(policy, bad):
-    state = run(policy, [torch.tensor([0.5, 0.2])]).state
-    result = policy.balance(torch.tensor([bad, 0.5]), state)
-    assert torch.isfinite(result.coefficients).all()
-    assert all(torch.equal(result.state[name], state[name]) for name in state)
+    training = run(policy, [torch.tensor([0.5, 0.2]), torch.tensor([bad, 0.5])])
+    update, state = training.update, training.state
+    assert torch.isfinite(update.coefficients).all()
+    assert all(torch.equal(update.state[name], state[name]) for name in state)
 
 
 def test_confidence_of_a_class():

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from test_optimizer import NoHostSync
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +12,7 @@ from cggm.model.classifier_modules import UnimodalMapClassifier
 from cggm.model.classifiers import build_classifiers
 from cggm.policies import AGM, OGMGE, MMPareto
 from cggm.tasks import MultiLabel, find_task
+from helpers import NoHostSync
 
 
 def logits(prediction, classes=4, sure=9.0):
@@ -226,5 +226,5 @@ def test_maps_of_other_dimensions(kind, grid):
 
 def test_heads_without_a_default_classifier():
     for head, attention in ((nn.Conv2d(8, 4, 1, groups=2), None), (nn.Conv2d(8, 4, 1), "attention")):
-        with pytest.raises(ValueError, match="no default for a head of type Conv2d"):
+        with pytest.raises(ValueError, match="no default classifier for a head of type Conv2d"):
             build_classifiers(attention, {"flair": nn.Linear(2, 2), "t1": nn.Linear(2, 2)}, head)
