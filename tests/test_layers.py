@@ -48,7 +48,6 @@ def test_only_the_optimizers_side_knows_the_operators():
     assert users <= {
         "application.py",
         "direction.py",
-        "evaluation.py",
         "parameter_junction.py",
         "cli.py",
         "folded.py",
