@@ -1,45 +1,37 @@
-"""The picture of `make bench`: how many times as long the alternatives took, one panel per benchmark."""
+"""Draws what `make bench` measured: `python benchmarks/plot.py benchmark.json` writes benchmark.png beside it.
+
+One panel per benchmark, one row per case, one mark per alternative. Right of the line at 1, ours is faster.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .plots import STYLE
-
-# Okabe and Ito's colours, in the order in which alternatives are met.
+# Okabe and Ito's colours, which people with colour blindness can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the picture: what was timed, on which case, and the others' times in units of ours.
-
-    Args:
-        benchmark: the benchmark's name without its case.
-        case: the parameters of the case.
-        ratios: alternative -> its time divided by ours; above 1, ours is faster.
-    """
+    """One row: the benchmark, the parameters of the case, and each alternative's time divided by ours."""
 
     benchmark: str
     case: str
-    ratios: Mapping[str, float]
+    ratios: dict[str, float]
 
 
 def read_comparisons(path: Path) -> list[Comparison]:
-    """The comparisons in a JSON file of pytest-benchmark, in its order.
-
-    Args:
-        path: what `make bench` wrote.
+    """Read the comparisons in a JSON file of pytest-benchmark, in its order.
 
     Raises:
-        ValueError: the file is not there, is not such a JSON, or compares nothing.
+        ValueError: the file cannot be read, is not a result of `make bench`, or compares nothing.
     """
     try:
-        benchmarks: Sequence[Mapping[str, Any]] = json.loads(path.read_text())["benchmarks"]
+        benchmarks = json.loads(path.read_text())["benchmarks"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a result of `make bench`: {type(error).__name__}: {error}"
@@ -55,13 +47,8 @@ def read_comparisons(path: Path) -> list[Comparison]:
     return found
 
 
-def plot_benchmarks(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Draw one panel per benchmark, a row per case, a mark per alternative; losses lie left of the line at 1.
-
-    Args:
-        comparisons: at least one.
-        path: file to write.
-    """
+def plot(comparisons: list[Comparison], path: Path) -> None:
+    """Draw at least one comparison and write the picture to `path`."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -87,3 +74,20 @@ def plot_benchmarks(comparisons: Sequence[Comparison], path: Path) -> None:
             axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2)
         axes[-1].set_xlabel("time of the alternative / time of ours")
         figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Draw the file named on the command line."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python benchmarks/plot.py benchmark.json")
+    path = Path(sys.argv[1])
+    try:
+        comparisons = read_comparisons(path)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    plot(comparisons, path.with_suffix(".png"))
+    print(f"wrote {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
