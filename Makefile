@@ -23,7 +23,7 @@ bench: $(TESTABLE)
 
 # With what is installed beside $(PYTHON), on a machine with a GPU and perhaps without a network.
 gpu:
-	$(PYTHON) benchmarks/gpu.py
+	$(PYTHON) benchmarks/gpu
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check .

@@ -1,13 +1,13 @@
-"""Custom operators for gradient modulation on PyTorch: a public function, a definition and kernels for each."""
+"""Operators for gradient modulation on PyTorch: a public function, a definition and kernels for each."""
 
 from cggm_ops import reference
-from cggm_ops.backend import backend, build_info, missing_reason, use_backend
-from cggm_ops.networks import perceptrons
-from cggm_ops.ops import batched_cosine, modulate_, scale_
-from cggm_ops.optimizers import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
-from cggm_ops.segments import segment_combine_, segment_gram
+from cggm_ops.backend import TRITON_OPERATORS, backend, build_info, missing_reason, use_backend
+from cggm_ops.functional.modulation import batched_cosine, modulate_, scale_
+from cggm_ops.functional.optimizers import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
+from cggm_ops.functional.segments import segment_combine_, segment_gram
 
 __all__ = [
+    "TRITON_OPERATORS",
     "AdamSettings",
     "Modulation",
     "SGDSettings",
@@ -17,7 +17,6 @@ __all__ = [
     "build_info",
     "missing_reason",
     "modulate_",
-    "perceptrons",
     "reference",
     "scale_",
     "segment_combine_",

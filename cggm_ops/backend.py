@@ -30,6 +30,9 @@ else:
     _reason = None
 
 
+#: The operators that have Triton kernels. The reference serves the others where Triton is in use.
+TRITON_OPERATORS = ("adamw_", "batched_cosine", "batched_cosine_backward", "modulate_", "scale_")
+
 _has_triton = importlib.util.find_spec("triton") is not None
 _forced: dict[str, str] = {}  # by type of device
 
@@ -37,8 +40,9 @@ _forced: dict[str, str] = {}  # by type of device
 def backend(device: str | torch.device = "cpu") -> str:
     """Name the implementation that serves tensors on `device`: "compiled", "triton" or "reference".
 
-    On the CPU it is the compiled one where the extension is there. On CUDA it is the compiled one where the
-    extension was built with nvcc, else Triton where that can be imported. Else it is the reference.
+    The CPU uses the compiled extension if it is installed. CUDA uses it if it was built with nvcc, else Triton
+    if that can be imported. Otherwise the reference, in plain PyTorch, serves. The reference also serves, on CUDA,
+    float64 with every backend, and with Triton the operators that are not in `TRITON_OPERATORS`.
 
     Args:
         device: a device, or its name such as "cpu" or "cuda:0".
@@ -111,9 +115,7 @@ def _default(kind: str) -> str:
 def _register(library: torch.library.Library, name: str, kind: str) -> None:
     """Put an implementation in Python in the place of the one for a type of device."""
     for op, definition in schema.DEFINITIONS.items():
-        if name == "triton" and op in schema.CPU_ONLY:
-            continue
-        function = definition if name == "reference" else _in_triton(op)
+        function = _in_triton(op) if name == "triton" and op in TRITON_OPERATORS else definition
         with warnings.catch_warnings():  # replacing what is there is the purpose
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
             library.impl(op, function, kind.upper(), allow_override=True)  # torch 2.11 refuses it else

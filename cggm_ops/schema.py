@@ -1,12 +1,12 @@
-"""Schemas, fakes, default implementations and autograd of the operators in `torch.ops.cggm_ops`.
+"""Schemas, fakes, definitions and autograd of the operators in `torch.ops.cggm_ops`, and how they are called.
 
-The schema is defined here and not in C++, so that everything works without the compiled extension, which only adds
+The schemas are defined here and not in C++, so that everything works without the compiled extension, which only adds
 implementations for the dispatch keys CPU and CUDA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,12 @@ from torch import Tensor
 from cggm_ops import reference
 
 NAMESPACE = "cggm_ops"
-DEFINITIONS: dict[str, Callable[..., Any]] = {}  # the default implementation of each operator
-CPU_ONLY = ("perceptrons",)  # no kernel elsewhere: the definition serves
+DEFINITIONS: dict[str, Callable[..., Any]] = {}  # the reference implementation of each operator
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def _define(schema: str, default: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define one operator with its default implementation and its fake; return the overload to call."""
+    """Define one operator with its reference implementation and its fake; return the overload to call."""
     name = schema.split("(", 1)[0]
     DEFINITIONS[name] = default
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -30,27 +29,50 @@ def _define(schema: str, default: Callable[..., Any], fake: Callable[..., Any]) 
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def require_no_grad(tensors: Sequence[Tensor], name: str) -> None:
-    """Refuse to change tensors that autograd follows."""
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(tensors):
-        raise RuntimeError(
-            f"{name} holds a tensor that requires grad, and it would be changed in place while autograd records: call "
-            "this under torch.no_grad(), or pass .grad tensors"
-        )
+def serving(op: Any, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    """Return `op`, or its definition for float64 on CUDA: no GPU kernel is built for float64."""
+    if tensors and tensors[0].is_cuda and any(tensor.dtype is torch.float64 for tensor in tensors):
+        return DEFINITIONS[op._opname]
+    return op
+
+
+def mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
+    """Call an operator that changes its first argument without its autograd layer, whose work is done here.
+
+    Args:
+        op: the operator's overload.
+        name: what the user calls the first argument.
+        tensors: the first argument.
+        others: the other arguments.
+    """
+    if torch.compiler.is_compiling():
+        return serving(op, tensors)(tensors, *others)
+    return _change(serving(op, tensors), {name: tensors}, tensors, *others)
+
+
+def _change(call: Callable[..., Any], changed: Mapping[str, Sequence[Tensor]], *arguments: Any) -> Any:
+    """Refuse to change tensors that autograd follows, call, and count the change in the tensors' versions."""
+    for name, tensors in changed.items():
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(tensors):
+            raise RuntimeError(
+                f"{name} holds a tensor that requires grad, which would change in place while autograd records: "
+                "call this under torch.no_grad(), or pass .grad tensors"
+            )
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        result = call(*arguments)
+    for tensors in changed.values():  # only now: a refused call has changed nothing
+        torch.autograd.graph.increment_version(tensors)
+    return result
 
 
 def _guard_mutation(op: Any, mutated: tuple[int, ...] = (0,)) -> None:
-    """Refuse tensors that autograd follows in the mutated lists, and count the change in their versions."""
+    """Register an autograd layer that protects the arguments at the positions `mutated`."""
     names = [op._schema.arguments[position].name for position in mutated]
 
     def guarded(keyset: Any, *arguments: Any) -> Any:
-        for position, name in zip(mutated, names, strict=True):
-            require_no_grad(arguments[position], name)
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            result = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
-        for position in mutated:  # not before: what is refused has not been changed
-            torch.autograd.graph.increment_version(arguments[position])
-        return result
+        changed = {name: arguments[position] for name, position in zip(names, mutated, strict=True)}
+        below = keyset & torch._C._after_ADInplaceOrView_keyset
+        return _change(lambda *given: op.redispatch(below, *given), changed, *arguments)
 
     _library.impl(op._opname, guarded, "Autograd", with_keyset=True)
 
@@ -161,7 +183,7 @@ _guard_mutation(segment_combine_)
 
 # adamw_ and sgd_ ---------------------------------------------------------------------------------------------------
 
-_MODULATION = "int[] owner, Tensor? grad_scale, Tensor? update_scale, Tensor? found_inf"
+_MODULATION = "int[] owner, Tensor? grad_scale, Tensor? update_scale"
 
 adamw_ = _define(
     "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
@@ -180,28 +202,3 @@ sgd_ = _define(
     _nothing_fake,
 )
 _guard_mutation(sgd_, (0, 2))
-
-# perceptrons -------------------------------------------------------------------------------------------------------
-
-
-def _perceptrons_fake(
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    layers: Sequence[int],
-    rectified: Sequence[int],
-    target: Tensor,
-    of_inputs: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    first = inputs[0]
-    logits = first.new_empty(len(inputs), first.shape[0], parameters[-1].shape[0])
-    wanted = (*(inputs if of_inputs else ()), *parameters)
-    return first.new_empty(len(inputs)), logits, [x.new_empty(x.shape) for x in wanted]
-
-
-perceptrons = _define(
-    # parameters: weight and bias of every layer of one network after the other; rectified: 1 for a rectifier first
-    "perceptrons(Tensor[] inputs, Tensor[] parameters, int[] layers, int[] rectified, Tensor target, bool of_inputs)"
-    " -> (Tensor losses, Tensor logits, Tensor[] gradients)",
-    reference.perceptrons,
-    _perceptrons_fake,
-)

@@ -1,13 +1,15 @@
-// Validation shared by all compiled implementations. Every refusal is a std::invalid_argument, which Python sees as ValueError.
-// The same rules, for the implementations in Python, are in cggm_ops/checks.py.
+// Checks that all compiled implementations share. A refused argument raises std::invalid_argument, which Python sees as a
+// ValueError; nothing has been changed then. cggm_ops/checks holds the same rules for the implementations in Python.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -18,15 +20,6 @@ namespace cggm {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// One gradient tensor, as the kernels see it.
-struct Segment {
-  void* data;
-  int64_t numel;
-  int64_t bytes;
-  int64_t modality;  // -1: leave unscaled
-  ScalarType dtype;
-};
-
 template <typename... Parts>
 [[noreturn]] void refuse(const Parts&... parts) {
   std::ostringstream message;
@@ -34,12 +27,13 @@ template <typename... Parts>
   throw std::invalid_argument(message.str());
 }
 
-inline bool is_supported(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
-      dtype == ScalarType::Double;
+inline void check_dtype(ScalarType dtype, const char* name) {
+  if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Half && dtype != ScalarType::Double)
+    refuse(name, " must be float32, bfloat16, float16 or float64, found ", torch::headeronly::toString(dtype),
+           ": convert it first");
 }
 
-// torch's own conversion asks for one type after the other; here the most frequent ones come first.
+// torch's own conversion tries one type after another; this one tries the most frequent types first.
 inline ScalarType to_scalar_type(int32_t dtype) {
   static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16();
   if (dtype == float32) return ScalarType::Float;
@@ -47,7 +41,7 @@ inline ScalarType to_scalar_type(int32_t dtype) {
   return take<ScalarType>(torch::stable::detail::from(dtype));
 }
 
-// True where the elements fill one block of memory without gaps or overlaps, in whatever order.
+// Tells whether the elements fill one block of memory without gaps or overlaps, in any order.
 inline bool is_dense(AtenTensorHandle tensor) {
   bool contiguous = false;
   TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &contiguous));
@@ -68,100 +62,154 @@ inline bool is_dense(AtenTensorHandle tensor) {
   return true;
 }
 
-// Elements from the first to the last one in memory, gaps included.
-inline int64_t extent(const Tensor& tensor) {
-  if (tensor.numel() == 0) return 0;
-  int64_t last = 0;
-  for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
-  return last + 1;
+// What the checks and kernels need to know about a tensor.
+struct View {
+  AtenTensorHandle handle;
+  void* data;
+  int64_t numel;
+  int64_t dim;
+  const int64_t* sizes;
+  const int64_t* strides;
+  ScalarType dtype;
+  int32_t element_size;
+  int32_t device_type;
+  int32_t device_index;
+  bool contiguous;
+};
+
+inline View view(AtenTensorHandle tensor) {
+  View out{};
+  int32_t dtype = 0, layout = 0;
+  int64_t *sizes = nullptr, *strides = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
+  if (layout != aoti_torch_layout_strided()) refuse("all tensors must be dense, found a sparse one: call .to_dense() on it");
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &out.device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &out.device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &out.numel));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &out.dim));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &out.data));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &out.contiguous));
+  out.handle = tensor;
+  out.sizes = sizes;
+  out.strides = strides;
+  out.dtype = to_scalar_type(dtype);
+  out.element_size = static_cast<int32_t>(aoti_torch_dtype_element_size(dtype));
+  return out;
 }
 
-inline void check_dtype(ScalarType dtype, const char* name) {
-  if (!is_supported(dtype))
-    refuse(name, " must be float32, bfloat16, float16 or float64, found ", torch::headeronly::toString(dtype),
-           ": convert it first");
+inline bool same_device(const View& a, const View& b) {
+  return a.device_type == b.device_type && a.device_index == b.device_index;
+}
+inline bool same_shape(const View& a, const View& b) {
+  return a.dim == b.dim && std::equal(a.sizes, a.sizes + a.dim, b.sizes);
+}
+// Tells whether elements of equal index lie at equal distances from the start. Strides along sizes of 1 do not matter.
+inline bool same_order(const View& a, const View& b) {
+  if (a.contiguous && b.contiguous) return true;
+  for (int64_t d = 0; d < a.dim; ++d)
+    if (a.sizes[d] != 1 && a.strides[d] != b.strides[d]) return false;
+  return true;
 }
 
-inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* name, const char* other_name) {
-  if (tensor.is_cpu() != other.is_cpu() || tensor.get_device_index() != other.get_device_index())
+inline void check_same_device(const View& tensor, const View& other, const char* name, const char* other_name) {
+  if (!same_device(tensor, other))
     refuse(name, " must be on the device of ", other_name, ": move one of them with .to(device)");
 }
 
-// grads, owner and coefficients of scale_ and modulate_; nothing is changed when they are refused.
-inline std::vector<Segment> check_segments(
-    const TensorList& grads, const std::vector<int64_t>& owner, const Tensor& coefficients) {
-  const ScalarType kind = coefficients.scalar_type();
-  if (coefficients.dim() != 1 || (kind != ScalarType::Float && kind != ScalarType::Double))
-    refuse("coefficients must be one-dimensional, float32 or float64, found ", coefficients.dim(), " dimensions of ",
-           torch::headeronly::toString(kind));
-  if (owner.size() != grads.size())
-    refuse("owner must name one modality per tensor in grads, found ", owner.size(), " for ", grads.size());
-  const int64_t modalities = coefficients.numel();
-  int32_t device_type = 0, device_index = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(coefficients.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(coefficients.get(), &device_index));
-  std::vector<Segment> segments(grads.size());
-  for (size_t s = 0; s < grads.size(); ++s) {
-    Segment& segment = segments[s];
-    int32_t dtype = 0, type = 0, index = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(grads[s], &dtype));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(grads[s], &type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(grads[s], &index));
-    segment.dtype = to_scalar_type(dtype);
-    segment.modality = owner[s];
-    check_dtype(segment.dtype, "grads");
-    if (type != device_type || index != device_index)
-      refuse("grads[", s, "] must be on the device of coefficients: move one of them with .to(device)");
-    if (owner[s] < -1 || owner[s] >= modalities)
-      refuse("owner must lie in [-1, ", modalities, ") for ", modalities, " coefficients, found ", owner[s], " at ", s);
-    if (!is_dense(grads[s]))
-      refuse("grads[", s, "] must fill its memory without gaps or overlaps: pass .contiguous() and copy the result back");
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(grads[s], &segment.numel));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(grads[s], &segment.data));
-    segment.bytes = segment.numel * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
+inline Tensor share(AtenTensorHandle tensor) {
+  AtenTensorHandle copy = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor, &copy));
+  return Tensor(copy);
+}
+
+// Returns the elements of `tensor` in the order of `like`, which has no gaps. A copy, if needed, is kept alive in `copies`.
+inline const void* in_order_of(const View& tensor, const View& like, std::vector<Tensor>& copies) {
+  if (same_order(tensor, like)) return tensor.data;
+  copies.push_back(torch::stable::empty_like(share(like.handle)));
+  torch::stable::copy_(copies.back(), share(tensor.handle));
+  return copies.back().data_ptr();
+}
+
+// Coefficients, scales and weights: float32 or float64 whatever the tensors they multiply.
+inline void check_factors(const Tensor& factors, int64_t dim, const char* name) {
+  const ScalarType kind = factors.scalar_type();
+  if (factors.dim() != dim || (kind != ScalarType::Float && kind != ScalarType::Double))
+    refuse(name, " must be ", dim == 1 ? "one" : "two", "-dimensional, float32 or float64, found ", factors.dim(),
+           " dimensions of ", torch::headeronly::toString(kind));
+}
+
+// Which entry of `factors` belongs to each tensor; -1 for none.
+inline void check_owner(
+    const std::vector<int64_t>& owner, size_t count, const char* tensors, int64_t factors, const char* name) {
+  if (owner.size() != count)
+    refuse("owner must name one modality per tensor in ", tensors, ", found ", owner.size(), " for ", count);
+  for (size_t s = 0; s < count; ++s)
+    if (owner[s] < -1 || owner[s] >= factors)
+      refuse("owner must lie in [-1, ", factors, ") for ", factors, " entries of ", name, ", found ", owner[s], " at ", s);
+}
+
+// Addresses from the first element of a tensor to behind its last one, gaps included.
+struct Range {
+  const char* begin;
+  const char* end;
+  const char* name;  // of the argument
+  int64_t index;     // in the argument's list, or -1 if it is a single tensor
+
+  std::string label() const { return index < 0 ? name : name + ("[" + std::to_string(index) + "]"); }
+};
+
+inline Range range(const View& tensor, const char* name, int64_t index = -1) {
+  const char* begin = static_cast<const char*>(tensor.data);
+  int64_t last = tensor.numel - 1;
+  if (!tensor.contiguous && tensor.numel > 0) {
+    last = 0;
+    for (int64_t d = 0; d < tensor.dim; ++d) last += (tensor.sizes[d] - 1) * tensor.strides[d];
   }
-  return segments;
+  return {begin, begin + (last + 1) * tensor.element_size, name, index};
 }
 
-// Refuses memory that occurs twice in grads.
-inline std::vector<const Segment*> check_disjoint(const std::vector<Segment>& segments) {
-  std::vector<const Segment*> order;
-  order.reserve(segments.size());
-  for (const Segment& segment : segments)
-    if (segment.numel > 0) order.push_back(&segment);
-  const auto before = [](const Segment* a, const Segment* b) { return a->data < b->data; };
-  if (!std::is_sorted(order.begin(), order.end(), before)) std::sort(order.begin(), order.end(), before);
-  for (size_t i = 1; i < order.size(); ++i)
-    if (static_cast<const char*>(order[i - 1]->data) + order[i - 1]->bytes > order[i]->data)
-      refuse("grads must not share memory, but grads[", order[i - 1] - segments.data(), "] and grads[",
-             order[i] - segments.data(), "] do: pass every tensor once");
-  return order;
-}
+// The memory that an operator changes.
+class Written {
+ public:
+  explicit Written(size_t tensors) { ranges_.reserve(tensors); }
 
-// Refuses a head gradient that scaling would change while it is read. `order` is sorted by address and disjoint.
-inline void check_not_scaled(const Tensor& tensor, const std::vector<const Segment*>& order, const char* name) {
-  const char* begin = static_cast<const char*>(tensor.data_ptr());
-  const char* end = begin + extent(tensor) * tensor.element_size();
-  auto found = std::upper_bound(order.begin(), order.end(), begin, [](const char* address, const Segment* segment) {
-    return address < static_cast<const char*>(segment->data) + segment->bytes;
-  });
-  for (; found != order.end() && static_cast<const char*>((*found)->data) < end; ++found)
-    if ((*found)->modality >= 0)
-      refuse(name, " shares memory with a tensor in grads that is to be scaled: give that one the owner -1, or pass a copy");
-}
-
-// fusion [D] and unimodal, M tensors of D elements.
-inline void check_head(const Tensor& fusion, const std::vector<Tensor>& unimodal) {
-  check_dtype(fusion.scalar_type(), "fusion");
-  for (size_t m = 0; m < unimodal.size(); ++m) {
-    if (unimodal[m].numel() != fusion.numel())
-      refuse("unimodal[", m, "] must have as many elements as fusion (", fusion.numel(), "), found ", unimodal[m].numel(),
-             ": both are gradients of output layers of one shape");
-    if (unimodal[m].scalar_type() != fusion.scalar_type())
-      refuse("unimodal[", m, "] must have the dtype of fusion (", torch::headeronly::toString(fusion.scalar_type()),
-             "), found ", torch::headeronly::toString(unimodal[m].scalar_type()));
-    check_same_device(unimodal[m], fusion, "unimodal", "fusion");
+  void add(const Range& range, bool dense) {
+    if (!dense)
+      refuse(range.label(), " must fill its memory without gaps or overlaps: pass .contiguous() and copy the result back");
+    if (range.end > range.begin) ranges_.push_back(range);
   }
-}
+  void add(const View& tensor, const char* name, int64_t index) {
+    add(range(tensor, name, index), tensor.contiguous || is_dense(tensor.handle));
+  }
+
+  void check_disjoint() {
+    const auto before = [](const Range& a, const Range& b) { return a.begin < b.begin; };
+    if (!std::is_sorted(ranges_.begin(), ranges_.end(), before)) std::stable_sort(ranges_.begin(), ranges_.end(), before);
+    for (size_t i = 1; i < ranges_.size(); ++i)
+      if (ranges_[i - 1].end > ranges_[i].begin)
+        refuse(ranges_[i - 1].label(), " and ", ranges_[i].label(), " must not share memory: pass every tensor once");
+  }
+
+  // Refuses a tensor that would change while it is read. Call check_disjoint first, which sorts. `is_changed` tells which of
+  // the tensors that were added really change.
+  template <typename F>
+  void check_not_read(const Range& read, const char* fix, const F& is_changed) const {
+    if (read.begin == read.end) return;
+    const auto ends_after = [](const char* address, const Range& range) { return address < range.end; };
+    auto found = std::upper_bound(ranges_.begin(), ranges_.end(), read.begin, ends_after);
+    for (; found != ranges_.end() && found->begin < read.end; ++found)
+      if (is_changed(*found))
+        refuse(read.label(), " shares memory with ", found->label(), ", which is changed: ", fix);
+  }
+  void check_not_read(const View& tensor, const char* name, int64_t index) const {
+    check_not_read(range(tensor, name, index), "pass a copy", [](const Range&) { return true; });
+  }
+
+ private:
+  std::vector<Range> ranges_;
+};
 
 }  // namespace cggm

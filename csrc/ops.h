@@ -1,4 +1,4 @@
-// The operators, one declaration per implementation. Contracts are documented in cggm_ops/ops.py.
+// The operators, declared once for each kind of device. cggm_ops/functional documents what they do.
 #pragma once
 
 #include <cstdint>
@@ -12,35 +12,36 @@ namespace cggm {
 
 using torch::stable::Tensor;
 
-namespace cpu {
-
 // -> cosines [M], products [2M + 1] = (dots [M], squared norms [M], squared norm of fusion)
-std::tuple<Tensor, Tensor> batched_cosine(Tensor fusion, std::vector<Tensor> unimodal);
+using BatchedCosine = std::tuple<Tensor, Tensor>(Tensor fusion, std::vector<Tensor> unimodal);
 
 // -> gradient with respect to fusion, of its shape and dtype
-Tensor batched_cosine_backward(Tensor grad, Tensor products, Tensor fusion, std::vector<Tensor> unimodal);
+using BatchedCosineBackward = Tensor(Tensor grad, Tensor products, Tensor fusion, std::vector<Tensor> unimodal);
 
-// The operators on lists of gradients take their arguments from the dispatcher's stack themselves (tensor_list.h).
+// An operator on lists of gradients takes its arguments from the dispatcher's stack itself (tensor_list.h).
+using Boxed = void(StableIValue* stack, uint64_t arguments, uint64_t results);
 
-// grads, owner, coefficients -> squared norms after scaling [M + 1]
-void scale_(StableIValue* stack, uint64_t arguments, uint64_t results);
+#define CGGM_DECLARE_OPERATORS                    \
+  BatchedCosine batched_cosine;                   \
+  BatchedCosineBackward batched_cosine_backward;  \
+  Boxed scale_, modulate_, segment_gram, segment_combine_, adamw_, sgd_;
 
-// grads, owner, coefficients, fusion, unimodal -> cosines [M], squared norms after scaling [M + 1]
-void modulate_(StableIValue* stack, uint64_t arguments, uint64_t results);
+namespace cpu {
+CGGM_DECLARE_OPERATORS
+}
+namespace cuda {
+CGGM_DECLARE_OPERATORS
+}
 
-// tensors of K sets, one set after the other, K -> dot products [S, K, K]
-void segment_gram(StableIValue* stack, uint64_t arguments, uint64_t results);
-
-// set 0, the other sets, weights [S, K] -> nothing
-void segment_combine_(StableIValue* stack, uint64_t arguments, uint64_t results);
-
-// params, grads, state, modulation, hyper-parameters as in cggm_ops/schema.py -> nothing
-void adamw_(StableIValue* stack, uint64_t arguments, uint64_t results);
-void sgd_(StableIValue* stack, uint64_t arguments, uint64_t results);
-
-// inputs, parameters, layers, rectified, target, of_inputs -> losses [M], logits [M, B, C], gradients of the losses' sum with
-// respect to the inputs, where asked for, and to the parameters
-void perceptrons(StableIValue* stack, uint64_t arguments, uint64_t results);
-
-}  // namespace cpu
 }  // namespace cggm
+
+// Binds the operators of one namespace to a dispatch key, inside STABLE_TORCH_LIBRARY_IMPL.
+#define CGGM_BIND_OPERATORS(library, where)                                                       \
+  library.impl("batched_cosine", TORCH_BOX(&cggm::where::batched_cosine));                        \
+  library.impl("batched_cosine_backward", TORCH_BOX(&cggm::where::batched_cosine_backward));      \
+  library.impl("scale_", &cggm::where::scale_);                                                   \
+  library.impl("modulate_", &cggm::where::modulate_);                                             \
+  library.impl("segment_gram", &cggm::where::segment_gram);                                       \
+  library.impl("segment_combine_", &cggm::where::segment_combine_);                               \
+  library.impl("adamw_", &cggm::where::adamw_);                                                   \
+  library.impl("sgd_", &cggm::where::sgd_)

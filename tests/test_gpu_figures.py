@@ -12,29 +12,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-import gpu_capture
-import gpu_cases
-import gpu_figures
-import gpu_models
-import gpu_sections
-import gpu_steps
-from budget import Entries, Skipped
-from gpu_measure import SECTIONS, quick
+from gpu import capture, cases, models, operators, sections, steps
+from gpu.budget import Entries, Skipped
+from gpu.measure import SECTIONS, quick
 
 import cggm_ops
 
 BACKEND = cggm_ops.backend("cpu")
-SETTINGS = gpu_sections.Settings("cpu", (BACKEND,), quick, small=True)
+SETTINGS = sections.Settings("cpu", (BACKEND,), quick, small=True)
 
 
-@pytest.mark.parametrize("name", gpu_figures.OPERATORS)
-@pytest.mark.parametrize("dtype", gpu_sections.DTYPES, ids=str)
+@pytest.mark.parametrize("name", operators.OPERATORS)
+@pytest.mark.parametrize("dtype", sections.DTYPES, ids=str)
 def test_every_operator_is_measured_against_something_that_runs(name, dtype):
-    case = gpu_cases.Case(20_000, tensors=10, modalities=3, dtype=dtype, device="cpu")
-    contest = gpu_figures.OPERATORS[name](case)
+    case = cases.Case(20_000, tensors=10, modalities=3, dtype=dtype, device="cpu")
+    contest = operators.OPERATORS[name](case)
     assert contest.others
     assert contest.memory.read >= 10_000  # bytes: about what the case says
-    found = gpu_figures.measure_operator(name, BACKEND, case, quick, copy_gb_per_s=2.0)
+    found = operators.measure_operator(name, BACKEND, case, quick, copy_gb_per_s=2.0)
     assert set(found["ms"]) == {"ours", *contest.others}
     assert set(found["ratio"]) == set(contest.others)
     assert found["percent_of_copy"] == pytest.approx(50 * found["gb_per_s"])
@@ -42,18 +37,18 @@ def test_every_operator_is_measured_against_something_that_runs(name, dtype):
 
 def test_another_backend_than_the_one_named_is_never_timed(monkeypatch):
     monkeypatch.setattr(cggm_ops, "backend", lambda device: "triton")
-    case = gpu_cases.Case(1000, tensors=2, device="cpu")
+    case = cases.Case(1000, tensors=2, device="cpu")
     with pytest.raises(RuntimeError, match="triton would be timed"):
-        gpu_figures.measure_operator("scale_", BACKEND, case, quick, 1.0)
+        operators.measure_operator("scale_", BACKEND, case, quick, 1.0)
 
 
 def test_all_operators_are_swept_over_sizes_counts_and_modalities():
-    cases = list(gpu_sections.sweep_cases("cuda", small=False))
-    assert {c.nbytes for c, _ in cases} >= {1_000_000, 1_000_000_000}
-    assert {c.tensors for c, _ in cases} >= {10, 100, 1000}
-    assert {c.modalities for c, _ in cases} >= {2, 4, 8, 16}
-    assert {c.dtype for c, _ in cases} == {torch.float32, torch.bfloat16}
-    assert all(set(names) <= set(gpu_figures.OPERATORS) for _, names in cases)
+    swept = list(sections.sweep_cases("cuda", small=False))
+    assert {c.nbytes for c, _ in swept} >= {1_000_000, 1_000_000_000}
+    assert {c.tensors for c, _ in swept} >= {10, 100, 1000}
+    assert {c.modalities for c, _ in swept} >= {2, 4, 8, 16}
+    assert {c.dtype for c, _ in swept} == {torch.float32, torch.bfloat16}
+    assert all(set(names) <= set(operators.OPERATORS) for _, names in swept)
 
 
 @pytest.mark.parametrize("section", ["operators", "steps", "host time", "capture"])
@@ -74,32 +69,32 @@ def test_the_sweep_runs_on_the_cpu():
     assert len(entries.report["figures"]) > 80
 
 
-@pytest.mark.parametrize("name", gpu_capture.NAMES)
+@pytest.mark.parametrize("name", capture.NAMES)
 @pytest.mark.parametrize("tensors", [3, 50])
 def test_inputs_of_the_capture_give_the_same_from_the_same_start(name, tensors):
     with torch.no_grad():
-        one, other = (gpu_capture.Inputs(tensors, "cpu") for _ in range(2))
-        gpu_capture.compare_results(one.call(name), other.call(name), one, other)
+        one, other = (capture.Inputs(tensors, "cpu") for _ in range(2))
+        capture.compare_results(one.call(name), other.call(name), one, other)
         changed = one.values()
         one.call(name)
         if name in ("batched_cosine", "segment_gram"):  # which only read
             assert all(map(torch.equal, changed, one.values()))
         else:
             with pytest.raises(RuntimeError, match="differs"):
-                gpu_capture.compare_results(None, None, one, other)
+                capture.compare_results(None, None, one, other)
 
 
 def test_the_large_model_has_about_a_hundred_million_parameters():
     with torch.device("meta"):
-        model = gpu_models.TwoEncoders(gpu_models.FULL)
+        model = models.TwoEncoders(models.FULL)
     assert 95e6 < sum(p.numel() for p in model.parameters()) < 105e6
     assert 200 < len(list(model.parameters())) < 300
 
 
 def test_classifiers_by_hand_are_as_large_as_the_wrappers():
     by_hand, wrapped = (
-        gpu_models.Training(way, "SGD", gpu_models.SMALL, "cpu")
-        for way in (gpu_models.BY_HAND, next(iter(gpu_models.WRAPPED)))
+        models.Training(way, "SGD", models.SMALL, "cpu")
+        for way in (models.BY_HAND, next(iter(models.WRAPPED)))
     )
     own = [p.shape for c in by_hand.classifiers for p in c.parameters()]
     assert own == [p.shape for p in wrapped.model.unimodal_classifiers.parameters()]
@@ -107,17 +102,17 @@ def test_classifiers_by_hand_are_as_large_as_the_wrappers():
     assert stepped >= {p for c in by_hand.classifiers for p in c.parameters()}
 
 
-@pytest.mark.parametrize("optimizer", gpu_models.OPTIMIZERS)
-@pytest.mark.parametrize("way", gpu_models.WAYS)
+@pytest.mark.parametrize("optimizer", models.OPTIMIZERS)
+@pytest.mark.parametrize("way", models.WAYS)
 def test_every_way_of_training_learns(way, optimizer):
-    training = gpu_models.Training(way, optimizer, gpu_models.SMALL, "cpu")
+    training = models.Training(way, optimizer, models.SMALL, "cpu")
     before = training.forward().item()
     for _ in range(20):
         training()
     after = training.forward().item()
-    assert gpu_steps.compare_falls(before, after, after)["eager"] < before
+    assert steps.compare_falls(before, after, after)["eager"] < before
     with pytest.raises(RuntimeError, match="as many replayed ones"):
-        gpu_steps.compare_falls(before, after, before)
+        steps.compare_falls(before, after, before)
 
 
 class Graph:
@@ -159,38 +154,38 @@ def stand_ins(monkeypatch):
 
 
 def test_a_case_without_room_is_skipped(stand_ins):
-    gpu_cases.check_memory(gpu_cases.Case(3000, device="cuda"))
+    cases.check_memory(cases.Case(3000, device="cuda"))
     with pytest.raises(Skipped, match=r"needs 0\.0 GB"):
-        gpu_cases.check_memory(gpu_cases.Case(4000, device="cuda"))
+        cases.check_memory(cases.Case(4000, device="cuda"))
 
 
-@pytest.mark.parametrize("way", gpu_models.WRAPPED)
-@pytest.mark.parametrize("optimizer", gpu_models.OPTIMIZERS)
+@pytest.mark.parametrize("way", models.WRAPPED)
+@pytest.mark.parametrize("optimizer", models.OPTIMIZERS)
 def test_the_ban_on_waiting_is_lifted_again(stand_ins, way, optimizer):
-    assert "no synchronisation" in gpu_steps.never_waits(way, optimizer, "cpu")
+    assert "no synchronisation" in steps.never_waits(way, optimizer, "cpu")
     assert stand_ins == ["error", "default"]
 
 
-@pytest.mark.parametrize("way", gpu_models.WAYS)
+@pytest.mark.parametrize("way", models.WAYS)
 def test_a_graph_that_does_not_replay_is_found_out(stand_ins, way):
     with pytest.raises(RuntimeError, match="as many replayed ones"):
-        gpu_steps.replays(way, "SGD", "cpu")
+        steps.replays(way, "SGD", "cpu")
 
 
-@pytest.mark.parametrize("name", gpu_capture.NAMES)
+@pytest.mark.parametrize("name", capture.NAMES)
 def test_an_operator_whose_graph_does_not_replay_is_found_out(stand_ins, monkeypatch, name):
-    monkeypatch.setattr(gpu_capture, "count_nodes", lambda graph: {"kernels": graph})
+    monkeypatch.setattr(capture, "count_nodes", lambda graph: {"kernels": graph})
     if name in ("batched_cosine", "segment_gram"):  # these give the same without being replayed
-        assert gpu_capture.replay_one(name, BACKEND, 5, "cpu") == {"kernels": 1234}
+        assert capture.replay_one(name, BACKEND, 5, "cpu") == {"kernels": 1234}
     else:
         with pytest.raises(RuntimeError, match="differs from the calls"):
-            gpu_capture.replay_one(name, BACKEND, 5, "cpu")
+            capture.replay_one(name, BACKEND, 5, "cpu")
     assert stand_ins == ["error", "default"]
 
 
 def test_captured_steps_are_timed(stand_ins, monkeypatch):
-    found = gpu_steps.time_steps("SGD", gpu_models.SMALL, SETTINGS, captured=True)
-    assert set(found["ms"]) == set(gpu_models.WAYS)
+    found = steps.time_steps("SGD", models.SMALL, SETTINGS, captured=True)
+    assert set(found["ms"]) == set(models.WAYS)
 
 
 def test_nodes_of_a_graph_are_counted_by_kind(monkeypatch):
@@ -210,7 +205,7 @@ def test_nodes_of_a_graph_are_counted_by_kind(monkeypatch):
 
     driver = SimpleNamespace(cuGraphGetNodes=nodes, cuGraphNodeGetType=kind)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    assert gpu_capture.count_nodes(1234) == {"kernels": 2, "other nodes": 1}
+    assert capture.count_nodes(1234) == {"kernels": 2, "other nodes": 1}
     driver.cuGraphNodeGetType = lambda node, found: 700
     with pytest.raises(RuntimeError, match="error 700"):
-        gpu_capture.count_nodes(1234)
+        capture.count_nodes(1234)

@@ -14,8 +14,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import gpu  # noqa: E402
-from budget import Entries, Failed, Report, Section, Skipped, run_command, run_sections  # noqa: E402
+import gpu.__main__ as gpu  # noqa: E402
+from gpu.budget import Entries, Failed, Report, Section, Skipped, run_command, run_sections  # noqa: E402
 
 
 class Clock:
@@ -127,7 +127,7 @@ def test_a_command_that_fails_says_what_it_printed():
 
 
 def test_every_test_that_needs_a_gpu_is_run():
-    """And so are all checks of kernels, which gpu.py runs by itself."""
+    """And so are all checks of kernels, which the program runs by itself."""
     needing = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "tests").rglob("test_*.py")
@@ -147,7 +147,7 @@ def test_tests_that_ran_on_no_gpu_count_as_failed():
 
 def test_the_whole_program_keeps_to_its_time_and_writes_its_report(tmp_path):
     """Far too little time for all of it: something is skipped, nothing fails, and the JSON says so."""
-    program = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu"]
+    program = [sys.executable, str(ROOT / "benchmarks" / "gpu"), "--device", "cpu"]
     begin = time.monotonic()
     result = subprocess.run(
         [*program, "--seconds", "6", "--out", str(tmp_path)], capture_output=True, text=True, timeout=120

@@ -44,9 +44,6 @@ FLOORS = {
     # moves by lr at most, so that errors of the update vanish beside the parameter's own rounding.
     "optimizer step": {dtype: unit + 8 * ROUNDING[torch.float32] for dtype, unit in ROUNDING.items()}
     | {torch.float64: 8 * ROUNDING[torch.float64]},
-    # Sums in float32, as in plain PyTorch. The logits' absolute errors, some ten roundings of numbers up to ten, become
-    # relative ones of what the exponential makes of them.
-    "perceptron": {torch.float32: 64 * ROUNDING[torch.float32]},
     # Squares of the stored values summed in float64.
     "squared norm": dict.fromkeys(ROUNDING, SUM64),
 }

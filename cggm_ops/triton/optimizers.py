@@ -1,4 +1,4 @@
-"""adamw_ and sgd_ in Triton."""
+"""adamw_ in Triton."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cggm_ops.checks_optimizers import check_step, check_steps
+from cggm_ops.checks.optimizers import check_counters, check_step
 from cggm_ops.triton import tables
 from cggm_ops.triton.tables import CHUNK, ELEMENTS, OPTIONS, read, write
 
@@ -25,14 +25,6 @@ def factor(scale, stride, modality, IS_GIVEN: tl.constexpr):  # noqa: ANN001, AN
 
 
 @triton.jit
-def if_not_skipped(value, found_inf, IS_GIVEN: tl.constexpr):  # noqa: ANN001, ANN201
-    """The value, or 0 where the step must change nothing: a chunk of no elements is neither read nor written."""
-    if IS_GIVEN:
-        value = tl.where(tl.load(found_inf) != 0.0, 0, value)
-    return value
-
-
-@triton.jit
 def adamw_kernel(  # noqa: ANN201
     table,  # noqa: ANN001 [chunks, 4 + COLUMNS]: param, grad, exp_avg, exp_avg_sq
     counts,  # noqa: ANN001 [S]: steps after this one, float64
@@ -40,94 +32,42 @@ def adamw_kernel(  # noqa: ANN201
     grad_stride,  # noqa: ANN001
     update_scale,  # noqa: ANN001
     update_stride,  # noqa: ANN001
-    found_inf,  # noqa: ANN001
     settings,  # noqa: ANN001 [8], float64: see adamw_
     HAS_GRAD_SCALE: tl.constexpr,
     HAS_UPDATE_SCALE: tl.constexpr,
-    HAS_FOUND_INF: tl.constexpr,
     DECOUPLED: tl.constexpr,
     ELEMENT: tl.constexpr,
-    ARITHMETIC: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """One step of AdamW or Adam over one chunk."""
     row = table + tl.program_id(0) * 9
-    count, is_fast, position, modality = (
-        tl.load(row + 4),
-        tl.load(row + 5),
-        tl.load(row + 6),
-        tl.load(row + 7),
-    )
-    count = if_not_skipped(count, found_inf, HAS_FOUND_INF)
-    is_fast = if_not_skipped(is_fast, found_inf, HAS_FOUND_INF)
+    count, is_fast = tl.load(row + 4), tl.load(row + 5)
+    position, modality = tl.load(row + 6), tl.load(row + 7)
     rate = tl.load(settings) * factor(update_scale, update_stride, modality, HAS_UPDATE_SCALE)
-    weight_decay, eps = tl.load(settings + 3), tl.load(settings + 2).to(ARITHMETIC)
+    weight_decay, eps = tl.load(settings + 3), tl.load(settings + 2).to(tl.float32)
     steps = tl.load(counts + position)
-    root2 = tl.sqrt(1.0 - tl.exp(steps * tl.load(settings + 6))).to(ARITHMETIC)
-    step_size = (rate / (1.0 - tl.exp(steps * tl.load(settings + 5)))).to(ARITHMETIC)
+    root2 = tl.sqrt(1.0 - tl.exp(steps * tl.load(settings + 6))).to(tl.float32)
+    step_size = (rate / (1.0 - tl.exp(steps * tl.load(settings + 5)))).to(tl.float32)
     scale = factor(grad_scale, grad_stride, modality, HAS_GRAD_SCALE) * tl.load(settings + 4)
     beta1, beta2 = tl.load(settings + 1), tl.load(settings + 7)
 
     offsets = tl.arange(0, CHUNK)
     param, exp_avg, exp_avg_sq = tl.load(row), tl.load(row + 2), tl.load(row + 3)
-    p = read(param, offsets, count, is_fast, ELEMENT).to(ARITHMETIC)
-    g = read(tl.load(row + 1), offsets, count, is_fast, ELEMENT).to(ARITHMETIC) * scale.to(ARITHMETIC)
-    m = read(exp_avg, offsets, count, is_fast, ELEMENT).to(ARITHMETIC)
-    v = read(exp_avg_sq, offsets, count, is_fast, ELEMENT).to(ARITHMETIC)
+    p = read(param, offsets, count, is_fast, ELEMENT).to(tl.float32)
+    g = read(tl.load(row + 1), offsets, count, is_fast, ELEMENT).to(tl.float32) * scale.to(tl.float32)
+    m = read(exp_avg, offsets, count, is_fast, ELEMENT).to(tl.float32)
+    v = read(exp_avg_sq, offsets, count, is_fast, ELEMENT).to(tl.float32)
     if DECOUPLED:
-        p_decayed = p * (1.0 - rate * weight_decay).to(ARITHMETIC)
+        p_decayed = p * (1.0 - rate * weight_decay).to(tl.float32)
     else:
-        g = g + p * weight_decay.to(ARITHMETIC)
+        g = g + p * weight_decay.to(tl.float32)
         p_decayed = p
-    m = m + (g - m) * (1.0 - beta1).to(ARITHMETIC)
-    v = v * beta2.to(ARITHMETIC) + g * g * (1.0 - beta2).to(ARITHMETIC)
+    m = m + (g - m) * (1.0 - beta1).to(tl.float32)
+    v = v * beta2.to(tl.float32) + g * g * (1.0 - beta2).to(tl.float32)
     p = p_decayed - step_size * (m / (tl.sqrt(v) / root2 + eps))
     write(param, offsets, count, is_fast, p.to(ELEMENT), ELEMENT)
     write(exp_avg, offsets, count, is_fast, m.to(ELEMENT), ELEMENT)
     write(exp_avg_sq, offsets, count, is_fast, v.to(ELEMENT), ELEMENT)
-
-
-@triton.jit
-def sgd_kernel(  # noqa: ANN201
-    table,  # noqa: ANN001 [chunks, 3 + COLUMNS]: param, grad, buffer (the parameter again without momentum)
-    grad_scale,  # noqa: ANN001
-    grad_stride,  # noqa: ANN001
-    update_scale,  # noqa: ANN001
-    update_stride,  # noqa: ANN001
-    found_inf,  # noqa: ANN001
-    settings,  # noqa: ANN001 [5], float64: see sgd_
-    HAS_GRAD_SCALE: tl.constexpr,
-    HAS_UPDATE_SCALE: tl.constexpr,
-    HAS_FOUND_INF: tl.constexpr,
-    HAS_MOMENTUM: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    FIRST: tl.constexpr,
-    ELEMENT: tl.constexpr,
-    ARITHMETIC: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """One step of SGD over one chunk."""
-    row = table + tl.program_id(0) * 8
-    count, is_fast, modality = tl.load(row + 3), tl.load(row + 4), tl.load(row + 6)
-    count = if_not_skipped(count, found_inf, HAS_FOUND_INF)
-    is_fast = if_not_skipped(is_fast, found_inf, HAS_FOUND_INF)
-    rate = tl.load(settings) * factor(update_scale, update_stride, modality, HAS_UPDATE_SCALE)
-    scale = factor(grad_scale, grad_stride, modality, HAS_GRAD_SCALE) * tl.load(settings + 4)
-    momentum = tl.load(settings + 1).to(ARITHMETIC)
-    offsets = tl.arange(0, CHUNK)
-    param, buffer = tl.load(row), tl.load(row + 2)
-    p = read(param, offsets, count, is_fast, ELEMENT).to(ARITHMETIC)
-    g = read(tl.load(row + 1), offsets, count, is_fast, ELEMENT).to(ARITHMETIC) * scale.to(ARITHMETIC)
-    g = g + p * tl.load(settings + 3).to(ARITHMETIC)
-    if HAS_MOMENTUM:
-        if FIRST:
-            b = g
-        else:
-            b = read(buffer, offsets, count, is_fast, ELEMENT).to(ARITHMETIC) * momentum
-            b = b + g * (1.0 - tl.load(settings + 2)).to(ARITHMETIC)
-        write(buffer, offsets, count, is_fast, b.to(ELEMENT), ELEMENT)
-        g = g + b * momentum if NESTEROV else b
-    write(param, offsets, count, is_fast, (p - rate.to(ARITHMETIC) * g).to(ELEMENT), ELEMENT)
 
 
 def adamw_(
@@ -139,7 +79,6 @@ def adamw_(
     owner: Sequence[int],
     grad_scale: Tensor | None,
     update_scale: Tensor | None,
-    found_inf: Tensor | None,
     lr: float,
     beta1: float,
     beta2: float,
@@ -150,63 +89,24 @@ def adamw_(
 ) -> None:
     """One step of AdamW (`decoupled`) or Adam on the modulated gradients."""
     states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    check_step(params, grads, states, owner, grad_scale, update_scale, found_inf)
-    check_steps(params, steps, found_inf)
+    check_step(params, grads, states, owner, grad_scale, update_scale)
+    check_counters(params, steps)
     if not params:
         return
     device = params[0].device
-    if found_inf is None:
-        torch._foreach_add_(list(steps), 1.0)
-    else:  # without alpha the number would be read on the host
-        torch._foreach_add_(list(steps), (found_inf.reshape(()) == 0).to(torch.float32), alpha=1)
+    grads = [tables.laid_out_like(grad, param) for grad, param in zip(grads, params, strict=True)]
+    launches = _launches((params, grads, exp_avgs, exp_avg_sqs), owner, device)
+    torch._foreach_add_(list(steps), 1.0)  # nothing is refused from here on
     counts = torch.stack([step.reshape(()) for step in steps]).double()  # [S]
     counts = tables.to_device(counts, device) if counts.device != device else counts
     sign = -1.0 if maximize else 1.0
     logs = (_log(beta1), _log(beta2))
     settings = _settings((lr, beta1, eps, weight_decay, sign, *logs, beta2), device)
-    grads = [tables.laid_out_like(grad, param) for grad, param in zip(grads, params, strict=True)]
-    scales = _scale_arguments(grad_scale, update_scale, found_inf, settings)
-    given = [tensor is not None for tensor in (grad_scale, update_scale, found_inf)]
-    lists = (params, grads, exp_avgs, exp_avg_sqs)
-    for dtype, table in _launches(lists, owner, device):
-        element, arithmetic = ELEMENTS[dtype], tables.arithmetic(dtype)
+    scales = _scale_arguments(grad_scale, update_scale, settings)
+    given = [tensor is not None for tensor in (grad_scale, update_scale)]
+    for dtype, table in launches:
         adamw_kernel[(len(table),)](
-            table, counts, *scales, settings, *given, decoupled, element, arithmetic, CHUNK, **OPTIONS
-        )
-
-
-def sgd_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor],
-    owner: Sequence[int],
-    grad_scale: Tensor | None,
-    update_scale: Tensor | None,
-    found_inf: Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    first: bool,
-) -> None:
-    """One step of SGD on the modulated gradients; `first`: the buffers hold nothing yet."""
-    states = {"momentum_buffers": momentum_buffers} if momentum != 0 else {}
-    check_step(params, grads, states, owner, grad_scale, update_scale, found_inf)
-    if not params:
-        return
-    device = params[0].device
-    settings = _settings((lr, momentum, dampening, weight_decay, -1.0 if maximize else 1.0), device)
-    grads = [tables.laid_out_like(grad, param) for grad, param in zip(grads, params, strict=True)]
-    scales = _scale_arguments(grad_scale, update_scale, found_inf, settings)
-    given = [tensor is not None for tensor in (grad_scale, update_scale, found_inf)]
-    lists = (params, grads, momentum_buffers if momentum != 0 else params)
-    rule = (momentum != 0, nesterov, first)
-    for dtype, table in _launches(lists, owner, device):
-        element, arithmetic = ELEMENTS[dtype], tables.arithmetic(dtype)
-        sgd_kernel[(len(table),)](
-            table, *scales, settings, *given, *rule, element, arithmetic, CHUNK, **OPTIONS
+            table, counts, *scales, settings, *given, decoupled, ELEMENTS[dtype], CHUNK, **OPTIONS
         )
 
 
@@ -222,13 +122,13 @@ def _launches(
 
 
 def _scale_arguments(
-    grad_scale: Tensor | None, update_scale: Tensor | None, found_inf: Tensor | None, unused: Tensor
+    grad_scale: Tensor | None, update_scale: Tensor | None, unused: Tensor
 ) -> list[Tensor | int]:
-    """Each scale and its stride, then found_inf; another tensor stands in for what is not given."""
+    """Each scale and its stride; another tensor stands in for a scale that is not given."""
     arguments: list[Tensor | int] = []
     for scale in (grad_scale, update_scale):
         arguments += [unused, 0] if scale is None else [scale, scale.stride(0)]
-    return [*arguments, unused if found_inf is None else found_inf]
+    return arguments
 
 
 def _log(beta: float) -> float:

@@ -15,12 +15,7 @@ CHUNK = 4096  # elements of each tensor that a program works on
 SUM_BLOCK = 1024  # partial sums that are added at a time
 ALIGNMENT = 16  # bytes of the widest access
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
-ELEMENTS = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-    torch.float64: tl.float64,
-}
+ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 # Columns of a table behind those of the addresses: elements in the chunk, whether it is full and all its addresses are
 # aligned, the tensor's position, its modality, and the place of the chunk's sum.
@@ -29,18 +24,22 @@ COLUMNS = 5
 Entry = tuple[tuple[int, ...], int, int, int]  # addresses, elements, position, modality
 
 
-def arithmetic(dtype: torch.dtype) -> tl.dtype:
-    """Return the type that products of elements are taken in."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def entries(lists: Sequence[Sequence[Tensor]], owner: Sequence[int]) -> dict[torch.dtype, list[Entry]]:
-    """Group the tensors at each position of several lists by their dtype: Triton compiles for one dtype at a time."""
+    """Group the tensors at each position of several lists by their dtype: Triton compiles for one dtype at a time.
+
+    Raises:
+        ValueError: a dtype that no kernel is made for.
+    """
     groups: dict[torch.dtype, list[Entry]] = {}
     for position, (modality, *tensors) in enumerate(zip(owner, *lists, strict=True)):
         addresses = tuple(tensor.data_ptr() for tensor in tensors)
         entry = (addresses, tensors[0].numel(), position, modality)
         groups.setdefault(tensors[0].dtype, []).append(entry)
+    if not groups.keys() <= ELEMENTS.keys():
+        raise ValueError(
+            f"the Triton kernels take float32, bfloat16 and float16, found {[*groups]}: call the functions of "
+            "cggm_ops, which choose the reference for float64"
+        )
     return groups
 
 

@@ -5,9 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include <torch/csrc/stable/ops.h>
-
-#include "check.h"
+#include "../check_modulation.h"
 #include "loops.h"
 
 namespace cggm::cpu {
@@ -15,12 +13,6 @@ namespace cggm::cpu {
 constexpr int64_t kChunk = 16384;     // elements of a gradient
 constexpr int64_t kHeadChunk = 8192;  // elements of each head gradient
 constexpr int64_t kGrain = 32768;     // elements worth a thread of their own
-
-struct Chunk {
-  const Segment* segment;
-  int64_t offset;
-  int64_t count;
-};
 
 // Calls f(index) for every chunk, on as many threads as the amount of work deserves.
 template <typename F>
@@ -32,7 +24,30 @@ void for_each_chunk(int64_t chunks, int64_t elements, const F& f) {
   });
 }
 
-// An uninitialised tensor in memory of the CPU. torch::stable::new_empty takes three times as long: it looks its operator up.
+struct Chunk {
+  int64_t tensor;
+  int64_t offset;
+  int64_t count;
+};
+
+// The chunks of a list of tensors. `width` tensors are worked on together; a chunk holds `size` elements of each.
+struct Chunks {
+  std::vector<Chunk> list;
+  int64_t elements = 0;
+
+  template <typename Tensors, typename Numel>
+  Chunks(const Tensors& tensors, const Numel& numel, int64_t size = kChunk, int64_t width = 1) {
+    for (size_t s = 0; s < tensors.size(); ++s) {
+      const int64_t n = numel(tensors[s]);
+      elements += n * width;
+      for (int64_t offset = 0; offset < n; offset += size)
+        list.push_back({static_cast<int64_t>(s), offset, std::min(size, n - offset)});
+    }
+  }
+  int64_t count() const { return static_cast<int64_t>(list.size()); }
+};
+
+// An uninitialised tensor on the CPU. torch::stable::new_empty takes three times as long: it looks its operator up.
 template <size_t kDim>
 Tensor new_empty(const int64_t (&sizes)[kDim], ScalarType dtype) {
   int64_t strides[kDim];
@@ -45,7 +60,26 @@ Tensor new_empty(const int64_t (&sizes)[kDim], ScalarType dtype) {
   return Tensor(out);
 }
 
-// Calls f with a null pointer of the storage type that belongs to dtype, which must be a supported one.
+inline double* zeroed(Tensor& tensor) {
+  double* data = static_cast<double*>(tensor.data_ptr());
+  std::fill(data, data + tensor.numel(), 0.0);
+  return data;
+}
+
+// The element at a place of memory, float32 or float64, as a double.
+inline double number_at(const Tensor& tensor, int64_t place) {
+  return tensor.scalar_type() == ScalarType::Double ? static_cast<const double*>(tensor.const_data_ptr())[place]
+                                                    : static_cast<const float*>(tensor.const_data_ptr())[place];
+}
+
+// The numbers of a one-dimensional tensor.
+inline std::vector<double> numbers(const Tensor& tensor) {
+  std::vector<double> out(tensor.numel());
+  for (size_t i = 0; i < out.size(); ++i) out[i] = number_at(tensor, static_cast<int64_t>(i) * tensor.stride(0));
+  return out;
+}
+
+// Calls f with a null pointer of the storage type for dtype, which must be a supported one.
 template <typename F>
 auto dispatch(ScalarType dtype, const F& f) {
   switch (dtype) {
@@ -59,41 +93,5 @@ auto dispatch(ScalarType dtype, const F& f) {
       return f(static_cast<float*>(nullptr));
   }
 }
-
-// Scales segments chunk by chunk; the squared norms are added up afterwards in a fixed order.
-class ScaleTask {
- public:
-  ScaleTask(const std::vector<Segment>& segments, const Tensor& coefficients);
-  int64_t chunks() const { return static_cast<int64_t>(chunks_.size()); }
-  int64_t elements() const { return elements_; }
-  void run(int64_t index);
-  Tensor sq_norms() const;  // [M + 1]
-
- private:
-  Tensor coefficients_;
-  std::vector<double> coefficient_;  // [M]
-  std::vector<Chunk> chunks_;
-  std::vector<double> sums_;  // [chunks]
-  int64_t elements_ = 0;
-};
-
-// Dot products and squared norms of the head gradients, chunk by chunk.
-class ProductsTask {
- public:
-  ProductsTask(const Tensor& fusion, const std::vector<Tensor>& unimodal);
-  int64_t chunks() const { return (numel_ + kHeadChunk - 1) / kHeadChunk; }
-  int64_t elements() const { return numel_ * (modalities_ + 1); }
-  void run(int64_t index);
-  Tensor products() const;                       // [2M + 1]
-  Tensor cosines(const Tensor& products) const;  // [M]
-
- private:
-  Tensor fusion_;
-  std::vector<Tensor> unimodal_;  // contiguous, kept alive for rows_
-  std::vector<const void*> rows_;
-  int64_t modalities_;
-  int64_t numel_;
-  std::vector<double> sums_;  // [chunks, 2M + 1]
-};
 
 }  // namespace cggm::cpu

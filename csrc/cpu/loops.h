@@ -67,21 +67,9 @@ struct Loops {
       T* param, const T* grad, T* buffer, int64_t n, const SgdFactors& factors, bool nesterov, bool first);
 };
 
-// Where the elements of a matrix lie: data[i * row + j * column].
-struct MatrixView {
-  const float* data;
-  int64_t row;
-  int64_t column;
-};
-
-// c [rows, columns] += a [rows, terms] b [terms, columns], c without gaps. The order of the sums is the same at every address.
-using Multiply = void (*)(
-    const MatrixView& a, const MatrixView& b, float* c, int64_t rows, int64_t terms, int64_t columns);
-
 // The loops for this machine.
 template <typename T>
 const Loops<T>& loops();
-Multiply multiply();
 
 // The name of the instruction set they were chosen for.
 const char* isa();
@@ -89,12 +77,10 @@ const char* isa();
 namespace baseline {
 template <typename T>
 Loops<T> make_loops();
-Multiply make_multiply();
 }
 namespace avx2 {
 template <typename T>
 Loops<T> make_loops();
-Multiply make_multiply();
 }
 
 }  // namespace cggm::cpu

@@ -102,15 +102,6 @@ template const Loops<double>& loops();
 template const Loops<BFloat16>& loops();
 template const Loops<Half>& loops();
 
-Multiply multiply() {
-#if defined(__x86_64__)
-  static const Multiply chosen = has_avx2() ? avx2::make_multiply() : baseline::make_multiply();
-#else
-  static const Multiply chosen = baseline::make_multiply();
-#endif
-  return chosen;
-}
-
 const char* isa() {
 #if defined(__x86_64__)
   return has_avx2() ? "avx2" : "sse2";

@@ -183,9 +183,8 @@ void combine(
 }  // namespace
 }  // namespace cggm::cpu::CGGM_ISA
 
-#include "loops_matrix.h"
-#include "loops_sets.h"
-#include "loops_step.h"
+#include "loops_optimizers.h"
+#include "loops_segments.h"
 
 namespace cggm::cpu::CGGM_ISA {
 
@@ -193,7 +192,6 @@ template <typename T>
 Loops<T> make_loops() {
   return {sum_squares<T>, scale<T>, products<T>, combine<T>, gram<T>, mix<T>, adamw<T>, sgd<T>, sgd_momentum<T>};
 }
-Multiply make_multiply() { return multiply; }
 
 template Loops<float> make_loops();
 template Loops<double> make_loops();

@@ -1,8 +1,8 @@
 // d cos_m / d fusion = (u_m / |u_m| - cos_m f / |f|) / |f|: every block works out the M + 1 weights, then sums its elements.
 #include <algorithm>
 
-#include "cosine_backward.cuh"
 #include "launch.cuh"
+#include "modulation.cuh"
 #include "pack.cuh"
 
 namespace cggm::cuda {
@@ -14,9 +14,7 @@ __device__ void compute_weights(const CosineBackwardTable& table, double* weight
   const double sq_fusion = table.products[2 * modalities];
   for (int m = threadIdx.x; m < modalities; m += kThreads) {
     const double sq_unimodal = table.products[modalities + m];
-    const double grad = table.head.dtype == DType::kDouble ? static_cast<const double*>(table.grad)[m]
-                                                           : static_cast<const float*>(table.grad)[m];
-    weights[m] = sq_fusion == 0 || sq_unimodal == 0 ? 0 : grad / sqrt(sq_fusion) / sqrt(sq_unimodal);
+    weights[m] = sq_fusion == 0 || sq_unimodal == 0 ? 0 : factor_of(table.grad, m) / sqrt(sq_fusion) / sqrt(sq_unimodal);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -46,7 +44,7 @@ __device__ void combine(const CosineBackwardTable& table, const double* weights)
     }
     Pack<T> result;
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) result.values[i] = narrow<T>(static_cast<arithmetic_t<T>>(sums[i]));
+    for (int i = 0; i < kSize; ++i) result.values[i] = narrow<T>(static_cast<float>(sums[i]));
     T* out = static_cast<T*>(table.out) + start;
     if (n == kSize && is_aligned(out))
       store(out, result);

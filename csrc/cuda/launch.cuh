@@ -1,4 +1,4 @@
-// What every kernel's file needs: a launch with its errors as exceptions, and the way from a chunk to its tensor.
+// What every file of kernels needs: a launch that raises its errors, and the way from a chunk to its tensor.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,18 +30,24 @@ void launch(
   throw std::runtime_error(message);
 }
 
-// -> the last segment whose first chunk is not beyond `chunk`
-template <typename Segment>
-__device__ inline int find_segment(const Segment* segments, int count, int chunk) {
-  int low = 0, high = count;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (segments[middle].first_chunk <= chunk)
-      low = middle;
+// Calls f(entry's index, chunk of the launch, chunk of the entry) for this block's run of consecutive chunks, so that a block
+// searches for its first entry only once. `entries` has one more element than `count`, which marks the end.
+template <typename Entry, typename F>
+__device__ inline void for_each_chunk(const Entry* entries, int count, int chunks, const F& f) {
+  const int begin = static_cast<int64_t>(chunks) * blockIdx.x / gridDim.x;
+  const int end = static_cast<int64_t>(chunks) * (blockIdx.x + 1) / gridDim.x;
+  int index = 0;  // of the last entry whose first chunk is not beyond `begin`
+  for (int high = count; high - index > 1;) {
+    const int middle = (index + high) / 2;
+    if (entries[middle].first_chunk <= begin)
+      index = middle;
     else
       high = middle;
   }
-  return low;
+  for (int chunk = begin; chunk < end; ++chunk) {
+    while (chunk >= entries[index + 1].first_chunk) ++index;
+    f(index, chunk, chunk - entries[index].first_chunk);
+  }
 }
 
 }  // namespace cggm::cuda

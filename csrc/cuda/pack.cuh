@@ -9,29 +9,15 @@
 
 namespace cggm::cuda {
 
-// Products of gradients and coefficients are taken in float, in double for double.
-template <typename T>
-struct Arithmetic {
-  using type = float;
-};
-template <>
-struct Arithmetic<double> {
-  using type = double;
-};
-template <typename T>
-using arithmetic_t = typename Arithmetic<T>::type;
-
+// Arithmetic is in float, sums are in double.
 __device__ inline float widen(float x) { return x; }
-__device__ inline double widen(double x) { return x; }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float widen(__half x) { return __half2float(x); }
 
 template <typename T>
-__device__ inline T narrow(arithmetic_t<T> x);
+__device__ inline T narrow(float x);
 template <>
 __device__ inline float narrow<float>(float x) { return x; }
-template <>
-__device__ inline double narrow<double>(double x) { return x; }
 template <>
 __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 template <>
@@ -60,7 +46,7 @@ __device__ inline void store(T* to, const Pack<T>& pack) {
   *reinterpret_cast<uint4*>(to) = bits;
 }
 
-// The first n elements one by one, zeros after them: for ends of tensors and for views that are not aligned.
+// The first n elements one by one, zeros after them: for the ends of tensors and for views that are not aligned.
 template <typename T>
 __device__ inline Pack<T> load(const T* from, int n) {
   Pack<T> pack;
@@ -93,7 +79,15 @@ __device__ inline double block_sum(double value, double (&shared)[kWarps]) {
   return sum;
 }
 
-// Calls f with a null pointer of the element type that belongs to dtype.
+__device__ inline double number_at(const Factors& factors, int64_t place) {
+  return factors.is_double ? static_cast<const double*>(factors.data)[place] : static_cast<const float*>(factors.data)[place];
+}
+// The factor of a modality; 1 where there is none.
+__device__ inline double factor_of(const Factors& factors, int modality) {
+  return factors.data == nullptr || modality < 0 ? 1 : number_at(factors, modality * factors.stride);
+}
+
+// Calls f with a null pointer of the element type for dtype.
 template <typename F>
 __device__ inline void dispatch(DType dtype, const F& f) {
   switch (dtype) {
@@ -103,8 +97,6 @@ __device__ inline void dispatch(DType dtype, const F& f) {
       return f(static_cast<__nv_bfloat16*>(nullptr));
     case DType::kHalf:
       return f(static_cast<__half*>(nullptr));
-    case DType::kDouble:
-      return f(static_cast<double*>(nullptr));
   }
 }
 

@@ -36,11 +36,12 @@ class CurrentDevice {
   int multiprocessors_ = 0;
 };
 
-// `dtype` must be a supported one.
+// No kernel is built for float64.
 inline DType to_dtype(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Double:
-      return DType::kDouble;
+      refuse("the CUDA kernels take float32, bfloat16 and float16, found float64: call the functions of cggm_ops, which ",
+             "choose the reference for it");
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     case ScalarType::Half:
@@ -50,8 +51,8 @@ inline DType to_dtype(ScalarType dtype) {
   }
 }
 
-inline Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+inline Factors factors_of(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.scalar_type() == ScalarType::Double};
 }
 
 inline int32_t count_chunks(int64_t numel, int64_t size) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from kernel_inputs import assert_norms, copies, poison
-from kernel_step_checks import step_adamw
+from kernel_optimizer_checks import step_adamw
 
 import cggm_ops
 from cggm_ops import reference

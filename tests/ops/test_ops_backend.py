@@ -1,5 +1,6 @@
 """Which implementation is in use, with and without the compiled extension."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,9 +35,9 @@ assert torch.allclose(fusion.grad, torch.tensor([0.128, -0.096]))
 def run_copy(folder, program, **files):
     """Run a program on a copy of the package's Python files, with further files in it."""
     package = folder / "cggm_ops"
-    package.mkdir()
-    for source in Path(cggm_ops.__file__).parent.glob("*.py"):
-        (package / source.name).write_text(source.read_text())
+    shutil.copytree(
+        Path(cggm_ops.__file__).parent, package, ignore=shutil.ignore_patterns("_C*", "__pycache__")
+    )
     for name, text in files.items():
         (package / f"{name}.py").write_text(text)
     return subprocess.run(

@@ -15,47 +15,34 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
-from cggm_ops.triton import modulate, optimizers, segments, tables
+from cggm_ops.triton import modulation, optimizers, tables
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-STEP = {"HAS_GRAD_SCALE": True, "HAS_UPDATE_SCALE": True, "HAS_FOUND_INF": True}
-SCALES = {
-    "grad_scale": "*fp32",
-    "grad_stride": "i32",
-    "update_scale": "*fp32",
-    "update_stride": "i32",
-    "found_inf": "*fp32",
-    "settings": "*fp64",
-}
+STEP = {"HAS_GRAD_SCALE": True, "HAS_UPDATE_SCALE": True}
 # Types of arguments that are no constants, by name.
 TYPES = {
     "table": "*i64",
     "coefficients": "*fp32",
-    "weights": "*fp32",
     "grad": "*fp32",
     "cosines": "*fp32",
     "begins": "*i64",
-    "places": "*i64",
-    **dict.fromkeys(("partials", "products", "sums", "gram", "counts"), "*fp64"),
-    **dict.fromkeys(("stride", "chunks", "row_stride", "column_stride"), "i32"),
-    **SCALES,
+    "grad_scale": "*fp32",
+    "update_scale": "*fp32",
+    **dict.fromkeys(("partials", "products", "sums", "counts", "settings"), "*fp64"),
+    **dict.fromkeys(("stride", "chunks", "grad_stride", "update_stride"), "i32"),
 }
 # Kernels that read and write tensors of the user, with their constants.
 ELEMENTWISE = [
-    (modulate.scale_kernel, {}),
-    (modulate.products_kernel, {"MODALITIES": 3}),
-    (modulate.backward_kernel, {"MODALITIES": 3}),
-    (segments.gram_kernel, {"SETS": 2}),
-    (segments.combine_kernel, {"SETS": 2}),
+    (modulation.scale_kernel, {}),
+    (modulation.products_kernel, {"MODALITIES": 3}),
+    (modulation.backward_kernel, {"MODALITIES": 3}),
     (optimizers.adamw_kernel, {**STEP, "DECOUPLED": True}),
-    (optimizers.sgd_kernel, {**STEP, "HAS_MOMENTUM": True, "NESTEROV": True, "FIRST": False}),
 ]
 SUMS = [
-    (modulate.sum_kernel, {}),
-    (modulate.cosines_kernel, {"MODALITIES": 3}),
-    (segments.gram_sum_kernel, {"SETS": 2}),
+    (modulation.sum_kernel, {}),
+    (modulation.cosines_kernel, {"MODALITIES": 3}),
 ]
-ELEMENTS = {"float32": (tl.float32, tl.float32), "bfloat16": (tl.bfloat16, tl.float32)}
+ELEMENTS = {"float32": tl.float32, "bfloat16": tl.bfloat16}
 
 
 def inspect(kernel, constants, arch):
@@ -79,8 +66,8 @@ def inspect(kernel, constants, arch):
 def main(arch):
     """Print a line for each kernel and dtype."""
     for kernel, constants in ELEMENTWISE:
-        for name, (element, arithmetic) in ELEMENTS.items():
-            types = {"ELEMENT": element, "ARITHMETIC": arithmetic, "CHUNK": tables.CHUNK}
+        for name, element in ELEMENTS.items():
+            types = {"ELEMENT": element, "CHUNK": tables.CHUNK}
             found = inspect(kernel, {**types, **constants}, arch)
             print(json.dumps({"kernel": kernel.__name__, "dtype": name, **found}), flush=True)
     for kernel, constants in SUMS:

@@ -1,5 +1,5 @@
 // Puts the CUDA implementations in the place of those for CPU tensors, with the parts of torch that a CUDA build brings.
-#include "cuda/ops.h"
+#include "ops.h"
 
 extern "C" {
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {

@@ -1,0 +1,95 @@
+"""The definitions of `adamw_` and `sgd_`: optimizer steps on modulated gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from cggm_ops.checks.optimizers import check_counters, check_step
+from cggm_ops.reference.tensors import widen
+
+
+def adamw_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    owner: Sequence[int],
+    grad_scale: Tensor | None,
+    update_scale: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """One step of AdamW (`decoupled`) or Adam on the modulated gradients."""
+    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    check_step(params, grads, states, owner, grad_scale, update_scale)
+    check_counters(params, steps)
+    for index, (param, exp_avg, exp_avg_sq, step) in enumerate(
+        zip(params, exp_avgs, exp_avg_sqs, steps, strict=True)
+    ):
+        p, m, v = (widen(tensor) for tensor in (param, exp_avg, exp_avg_sq))
+        rate = lr * _factor(update_scale, owner, index)
+        g = _modulated(grads[index], _factor(grad_scale, owner, index), maximize)
+        if weight_decay != 0 and not decoupled:
+            g = g + p * weight_decay
+        count = step.double() + 1
+        m = m + (g - m) * (1 - beta1)
+        v = v * beta2 + g * g * (1 - beta2)
+        denominator = v.sqrt() / (1 - beta2**count).sqrt() + eps
+        decay = 1 - rate * weight_decay if decoupled else 1.0
+        p = p * decay - rate / (1 - beta1**count) * (m / denominator)
+        _store((param, p), (exp_avg, m), (exp_avg_sq, v), (step, count))
+
+
+def sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    owner: Sequence[int],
+    grad_scale: Tensor | None,
+    update_scale: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+) -> None:
+    """One step of SGD on the modulated gradients; `first`: the buffers hold nothing yet."""
+    states = {"momentum_buffers": momentum_buffers} if momentum != 0 else {}
+    check_step(params, grads, states, owner, grad_scale, update_scale)
+    for index, param in enumerate(params):
+        p = widen(param)
+        rate = lr * _factor(update_scale, owner, index)
+        g = _modulated(grads[index], _factor(grad_scale, owner, index), maximize)
+        if weight_decay != 0:
+            g = g + p * weight_decay
+        if momentum == 0:
+            _store((param, p - rate * g))
+            continue
+        buffer = momentum_buffers[index]
+        b = g if first else widen(buffer) * momentum + g * (1 - dampening)
+        direction = g + b * momentum if nesterov else b
+        _store((param, p - rate * direction), (buffer, b))
+
+
+def _factor(scale: Tensor | None, owner: Sequence[int], index: int) -> Tensor | float:
+    """What a tensor of a modality is multiplied by, 0-dimensional in float64."""
+    return 1.0 if scale is None or owner[index] < 0 else scale[owner[index]].double()
+
+
+def _modulated(grad: Tensor, factor: Tensor | float, maximize: bool) -> Tensor:
+    return widen(grad) * (-factor if maximize else factor)
+
+
+def _store(*changes: tuple[Tensor, Tensor]) -> None:
+    for target, value in changes:
+        target.copy_(value)

@@ -1,0 +1,51 @@
+// The launches behind scale_, batched_cosine, modulate_ and batched_cosine_backward.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "table.h"
+
+namespace cggm::cuda {
+
+constexpr int kMaxGradients = 1024;  // of one launch
+constexpr int kFewGradients = 64;    // a small table, so that a small call does not pay for a large one
+
+// Where the results go. Sums of chunks are kept in `partials` until all blocks have finished.
+struct ModulateOutputs {
+  double* partials;       // [chunks of all launches]
+  double* head_partials;  // [head chunks, 2M + 1]
+  double* sq_norms;       // [M + 1], or null
+  double* products;       // [2M + 1], or null
+  float* cosines;         // [M]
+};
+
+template <int kCapacity>
+struct ModulateTable {
+  TableEntry<1> entries[kCapacity + 1];        // sorted by modality (-1 last); one more marks the end
+  int32_t modality_begin[kMaxModalities + 2];  // chunks of all launches: modality m owns [begin[m], begin[m + 1])
+  HeadTable head;
+  Factors coefficients;  // [M]
+  ModulateOutputs outputs;
+  int32_t entry_count;
+  int32_t chunks;      // of this launch
+  int32_t chunk_base;  // chunks of earlier launches
+  int32_t modalities;
+  bool is_last;        // all partial sums are there once this launch has finished its own
+};
+static_assert(sizeof(ModulateTable<kMaxGradients>) <= kParameterBytes, "the table must fit a kernel's parameters");
+
+// One launch: scales the gradients, sums the head gradients' products, and, with is_last, writes all results.
+template <int kCapacity>
+void launch_modulate(const ModulateTable<kCapacity>& table, int multiprocessors, cudaStream_t stream);
+
+struct CosineBackwardTable {
+  HeadTable head;
+  const double* products;  // [2M + 1]
+  Factors grad;            // [M]
+  void* out;               // [D]
+};
+
+// One launch: out = sum_m w[m] * rows[m] + w[M] * fusion.
+void launch_cosine_backward(const CosineBackwardTable& table, int multiprocessors, cudaStream_t stream);
+
+}  // namespace cggm::cuda

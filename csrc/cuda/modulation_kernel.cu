@@ -1,0 +1,185 @@
+// scale_, batched_cosine and modulate_ are one kernel: blocks take chunks of the head gradients and chunks of the gradients,
+// leave one partial sum each, meet, and add the partial sums up in a fixed order.
+//
+// The meeting is a cooperative launch's grid barrier: one launch, and nothing that has to be zero beforehand. The usual
+// counter of finished blocks would need a memset in front of every launch, or a buffer that outlives the call, which two
+// streams or the replay of a captured graph could use at the same time.
+#include <algorithm>
+#include <cooperative_groups.h>
+
+#include "launch.cuh"
+#include "modulation.cuh"
+#include "pack.cuh"
+#include "rows.cuh"
+
+namespace cggm::cuda {
+
+namespace {
+
+// Multiplies the first n elements, rounds them once, and returns the sum of their squares afterwards.
+template <typename T>
+__device__ double scale_pack(Pack<T>& pack, float coefficient, bool is_scaled, int n = Pack<T>::kSize) {
+  double sum = 0;
+#pragma unroll
+  for (int i = 0; i < Pack<T>::kSize; ++i) {
+    // Padding would turn into NaN under an infinite coefficient: it is left alone.
+    if (is_scaled && i < n) pack.values[i] = narrow<T>(widen(pack.values[i]) * coefficient);
+    const double value = widen(pack.values[i]);
+    sum += value * value;
+  }
+  return sum;
+}
+
+// -> this thread's part of the sum of squares of count <= kChunk elements
+template <typename T>
+__device__ double scale_chunk(T* data, int count, float coefficient, bool is_scaled) {
+  constexpr int kSize = Pack<T>::kSize, kStep = kThreads * kSize, kBatch = 4;
+  static_assert(kChunk % (kStep * kBatch) == 0, "a full chunk is a whole number of batches");
+  double sum = 0;
+  if (count == kChunk && is_aligned(data)) {
+    for (int start = threadIdx.x * kSize; start < kChunk; start += kBatch * kStep) {
+      Pack<T> packs[kBatch];  // all loads are under way before the first is used
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) packs[b] = load(data + start + b * kStep);
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        sum += scale_pack(packs[b], coefficient, is_scaled);
+        if (is_scaled) store(data + start + b * kStep, packs[b]);
+      }
+    }
+  } else {
+    for (int start = threadIdx.x * kSize; start < count; start += kStep) {
+      const int n = min(kSize, count - start);
+      Pack<T> pack = load(data + start, n);
+      sum += scale_pack(pack, coefficient, is_scaled, n);
+      if (is_scaled) store(data + start, pack, n);
+    }
+  }
+  return sum;
+}
+
+template <int kCapacity>
+__device__ void scale_gradients(const ModulateTable<kCapacity>& table, double (&shared)[2][kWarps]) {
+  for_each_chunk(table.entries, table.entry_count, table.chunks, [&](int index, int chunk, int part) {
+    const TableEntry<1>& entry = table.entries[index];
+    const int64_t offset = static_cast<int64_t>(part) * kChunk;
+    const int count = min(static_cast<int64_t>(kChunk), entry.numel - offset);
+    const float coefficient = factor_of(table.coefficients, entry.modality);
+    double sum = 0;
+    dispatch(entry.dtype, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      // Multiplying by one would change nothing but the payload of a NaN: such a tensor is only read.
+      sum = scale_chunk(static_cast<T*>(entry.data[0]) + offset, count, coefficient, coefficient != 1);
+    });
+    // Two buffers in turn: one barrier a chunk is enough.
+    double(&sums)[kWarps] = shared[chunk & 1];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      double total = 0;
+      for (int warp = 0; warp < kWarps; ++warp) total += sums[warp];
+      table.outputs.partials[table.chunk_base + chunk] = total;
+    }
+  });
+}
+
+// Products of one chunk: each warp keeps its part of fusion in registers while the rows go by.
+template <typename T>
+__device__ void head_chunk(const HeadTable& head, int chunk, double (*shared)[2 * kMaxModalities + 1], double* out) {
+  constexpr int kPiece = kHeadChunk / kWarps, kPacks = kPiece / (32 * Pack<T>::kSize);
+  const int warp = threadIdx.x / 32;
+  const bool is_writer = threadIdx.x % 32 == 0;
+  const int64_t offset = static_cast<int64_t>(chunk) * kHeadChunk + warp * kPiece;
+  const int64_t left = head.numel - offset;
+  Pack<T> fusion[kPacks], row[kPacks];  // [kPiece / 32] of this lane
+  read_row(static_cast<const T*>(head.fusion) + offset, left, fusion);
+  const double sq_fusion = dot(fusion, fusion);
+  if (is_writer) shared[warp][2 * head.modalities] = sq_fusion;
+  for (int m = 0; m < head.modalities; ++m) {
+    read_row(static_cast<const T*>(head.rows[m]) + offset, left, row);
+    const double product = dot(row, fusion), square = dot(row, row);
+    if (!is_writer) continue;
+    shared[warp][m] = product;
+    shared[warp][head.modalities + m] = square;
+  }
+  __syncthreads();
+  for (int k = threadIdx.x; k < 2 * head.modalities + 1; k += kThreads) {
+    double sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += shared[w][k];
+    out[k] = sum;
+  }
+  __syncthreads();
+}
+
+// 0 where a norm is 0; rounding can't take it out of [-1, 1]; NaN stays NaN.
+__device__ double cosine(double dot, double sq_fusion, double sq_unimodal) {
+  if (sq_fusion == 0 || sq_unimodal == 0) return 0;
+  const double value = dot / sqrt(sq_fusion) / sqrt(sq_unimodal);
+  return value > 1 ? 1 : value < -1 ? -1 : value;
+}
+
+// Blocks share the results: one modality each.
+__device__ void finish_head(const HeadTable& head, const ModulateOutputs& outputs, double (&shared)[kWarps]) {
+  const int width = 2 * head.modalities + 1;
+  const auto column = [&](int k) {
+    double sum = 0;
+    for (int chunk = threadIdx.x; chunk < head.chunks; chunk += kThreads)
+      sum += outputs.head_partials[static_cast<int64_t>(chunk) * width + k];
+    return block_sum(sum, shared);
+  };
+  for (int m = blockIdx.x; m < max(head.modalities, 1); m += gridDim.x) {
+    const double sq_fusion = column(width - 1);
+    if (m == 0 && threadIdx.x == 0) outputs.products[width - 1] = sq_fusion;
+    if (m == head.modalities) break;  // no unimodal gradient at all
+    const double dot = column(m), square = column(head.modalities + m);
+    if (threadIdx.x != 0) continue;
+    outputs.products[m] = dot;
+    outputs.products[head.modalities + m] = square;
+    outputs.cosines[m] = static_cast<float>(cosine(dot, sq_fusion, square));
+  }
+}
+
+template <int kCapacity>
+__device__ void finish_norms(const ModulateTable<kCapacity>& table, double (&shared)[kWarps]) {
+  for (int m = blockIdx.x; m <= table.modalities; m += gridDim.x) {
+    double sum = 0;
+    for (int chunk = table.modality_begin[m] + threadIdx.x; chunk < table.modality_begin[m + 1]; chunk += kThreads)
+      sum += table.outputs.partials[chunk];
+    sum = block_sum(sum, shared);
+    if (threadIdx.x == 0) table.outputs.sq_norms[m] = sum;
+  }
+}
+
+template <int kCapacity>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    modulate_kernel(const __grid_constant__ ModulateTable<kCapacity> table) {
+  __shared__ double head_sums[kWarps][2 * kMaxModalities + 1];
+  __shared__ double sums[2][kWarps];
+  const HeadTable& head = table.head;
+  for (int chunk = blockIdx.x; chunk < head.chunks; chunk += gridDim.x) {
+    double* out = table.outputs.head_partials + static_cast<int64_t>(chunk) * (2 * head.modalities + 1);
+    dispatch(head.dtype, [&](auto* type) {
+      head_chunk<std::remove_pointer_t<decltype(type)>>(head, chunk, head_sums, out);
+    });
+  }
+  scale_gradients(table, sums);
+  if (!table.is_last) return;
+  cooperative_groups::this_grid().sync();
+  if (table.outputs.products != nullptr) finish_head(head, table.outputs, sums[0]);
+  if (table.outputs.sq_norms != nullptr) finish_norms(table, sums[0]);
+}
+
+}  // namespace
+
+template <int kCapacity>
+void launch_modulate(const ModulateTable<kCapacity>& table, int multiprocessors, cudaStream_t stream) {
+  const int work = std::max({table.head.chunks, table.chunks, 1});
+  // __launch_bounds__ guarantees that so many blocks are resident together, as the barrier demands.
+  const int grid = std::min(work, multiprocessors * kBlocksPerMultiprocessor);
+  launch("modulate", &modulate_kernel<kCapacity>, {grid, stream, /*is_cooperative=*/true}, table);
+}
+template void launch_modulate(const ModulateTable<kFewGradients>&, int, cudaStream_t);
+template void launch_modulate(const ModulateTable<kMaxGradients>&, int, cudaStream_t);
+
+}  // namespace cggm::cuda
