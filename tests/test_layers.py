@@ -21,7 +21,17 @@ EXTRAS = {
     "python/cggm/integrations": {"accelerate", "lightning", "transformers"},
 }
 # The rooms of python/cggm from the ground up: a room imports from those before it and from itself.
-ROOMS = ("constants", "deprecated", "torch_private", "tasks", "policies", "distributed", "junctions", "model", "optim")
+ROOMS = (
+    "constants",
+    "deprecated",
+    "torch_private",
+    "tasks",
+    "policies",
+    "distributed",
+    "junctions",
+    "model",
+    "optim",
+)
 ABOVE = ("optimizer", "recorder", "checkpoint", "__init__", "experiments", "cli", "__main__")
 # The only rooms that launch kernels.
 LAUNCHING = {"distributed", "junctions", "model", "optim", "experiments", "cli"}
@@ -49,7 +59,9 @@ def test_a_layer_imports_only_what_lies_below(layer):
     for path in sorted((ROOT / layer).rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         extra = set().union(*(names for place, names in EXTRAS.items() if name.startswith(place)))
-        foreign = {i for i in packages(path) if i not in sys.stdlib_module_names} - {own} - ALLOWED[layer] - extra
+        foreign = (
+            {i for i in packages(path) if i not in sys.stdlib_module_names} - {own} - ALLOWED[layer] - extra
+        )
         assert not foreign, f"{name} imports {sorted(foreign)}"
 
 
@@ -86,7 +98,9 @@ def test_private_names_of_torch_stand_in_one_file():
     allowed = {"torch_private.py"}
     for path in sorted((ROOT / "python/cggm").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr[1:2].isalpha()
+            private = (
+                isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr[1:2].isalpha()
+            )
             if private and path.name not in allowed:
                 owner = ast.unparse(node.value)
                 assert not owner.startswith("torch"), f"{path.name}: {owner}.{node.attr}"

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from cggm import UnimodalLosses
+from cggm.model.classifier_modules import UnimodalClassifier
 from cggm.model.evaluation import unimodal_losses
 from cggm.tasks import Classification, MultiLabel
-from cggm.model.classifier_modules import UnimodalClassifier
 from helpers import backward, batches, small_model, wrap
 
 TARGET = torch.arange(16) % 3
@@ -75,7 +75,10 @@ def test_losses_are_the_tasks_own(task, target):
 @pytest.mark.parametrize("shape", [(16, 5, 4), (16, 4, 2, 2)])
 def test_sequences_and_maps(shape):
     classifier = UnimodalClassifier(4, nn.Linear(8, 3))
-    assert unimodal_losses([classifier], [torch.randn(shape)], Classification(), TARGET).outputs[0].shape == (16, 3)
+    assert unimodal_losses([classifier], [torch.randn(shape)], Classification(), TARGET).outputs[0].shape == (
+        16,
+        3,
+    )
 
 
 def test_autocast():
