@@ -1,4 +1,4 @@
-"""The command line: `cggm demo`, `cggm compare`, `cggm experiment`, `cggm bench` and `cggm info`."""
+"""The command line: `cggm demo`, `cggm compare`, `cggm experiment` and `cggm info`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "demo": demo,
         "compare": Comparison,
         "experiment": experiment,
-        "bench": bench,
         "info": info,
     }
     try:
@@ -81,20 +80,6 @@ def demo(
         epochs=epochs,
     )
     return 0 if complete else INTERRUPTED
-
-
-def bench(*, plot: Path, out: Path = Path("benchmark.png")) -> int:
-    """Draw what `make bench` has measured.
-
-    Args:
-        plot: The JSON file that it wrote.
-        out: The picture to write.
-    """
-    from cggm.experiments.bench_plot import plot_benchmarks, read_comparisons
-
-    plot_benchmarks(read_comparisons(plot), out)
-    print(f"wrote {out}")
-    return 0
 
 
 def experiment(

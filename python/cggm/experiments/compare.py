@@ -9,14 +9,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compare_report, report
-from .datasets import find_experiment
-from .experiment import Experiment
-from .methods import choose_methods
-from .results import Job, Outcome
-from .runner import plan
-from .store import Store
-from .tuning import of_dataset, tune
+from .datasets.experiment import Experiment
+from .datasets.registry import find_experiment
+from .reports import comparison as drawn
+from .reports import report
+from .training.methods import choose_methods
+from .training.results import Job, Outcome
+from .training.runner import plan
+from .training.store import Store
+from .training.tuning import of_dataset, tune
 
 FIRST_TUNING_SEED = 500_000  # far from every seed that is reported
 TUNING_SEEDS = 3
@@ -151,11 +152,11 @@ def _report(comparison: Comparison, outcomes: list[Outcome], console: Console) -
     order = list(dict.fromkeys(run.dataset for outcome in outcomes for run in outcome.runs))
     outcomes.sort(key=lambda o: order.index(o.runs[0].dataset))
     rows = report.summarize_outcomes(outcomes)
-    for table in compare_report.tables(rows):
+    for table in drawn.tables(rows):
         console.print(table)
     report.write_json(comparison.out / "compare.json", outcomes)
     written = [comparison.out / "compare.json"]
     if any(row.interval for row in rows):
         written.append(comparison.out / "compare.png")
-        compare_report.plot(rows, written[-1])
+        drawn.plot(rows, written[-1])
     console.print(f"Written: {' and '.join(map(str, written))}", highlight=False, soft_wrap=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import avdigits, plots, report
-from .methods import choose_methods
-from .results import Outcome
-from .runner import execute, plan
+from .datasets import avdigits
+from .reports import demo_plot, report
+from .training.methods import choose_methods
+from .training.results import Outcome
+from .training.runner import execute, plan
 
 
 def run_demo(
@@ -68,7 +69,7 @@ def run_demo(
     if outcomes:
         outcomes.sort(key=lambda outcome: (optimizers.index(outcome.job.optimizer), outcome.job.seed))
         report.write_json(json_path, outcomes)
-        plots.plot([history for outcome in outcomes for history in outcome.histories], plot_path)
+        demo_plot.plot([history for outcome in outcomes for history in outcome.histories], plot_path)
         console.print(report.table(report.summarize_outcomes(outcomes)))
         console.print(f"Written: {json_path} and {plot_path}", highlight=False, soft_wrap=True)
     return complete

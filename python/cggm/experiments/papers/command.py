@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cggm.experiments.methods import choose_methods
+from cggm.experiments.training.methods import choose_methods
 
 from . import brats, cremad, food101, iemocap, mosi
 from .recipe import Recipe, run

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from .experiment import Experiment
+from ..datasets.experiment import Experiment
+from .loop import OPTIMIZERS, run_job
 from .methods import Method
 from .results import Job, Outcome
-from .training import OPTIMIZERS, run_job
 
 POLL_SECONDS = 0.2
 
@@ -45,8 +45,8 @@ def plan(
     Raises:
         ValueError: an unknown optimizer, no seeds, fewer than one epoch.
 
-    >>> from cggm.experiments import avdigits
-    >>> from cggm.experiments.methods import METHODS
+    >>> from cggm.experiments.datasets import avdigits
+    >>> from cggm.experiments.training.methods import METHODS
     >>> len(plan(avdigits.build, methods=METHODS, optimizers=["sgd", "adam"], seeds=range(3)))
     6
     """

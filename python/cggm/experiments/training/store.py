@@ -15,8 +15,8 @@ from .runner import execute
 def describe(job: Job) -> dict[str, Any]:
     """Everything that decides what a job finds, in words that compare equal for equal jobs.
 
-    >>> from cggm.experiments import avdigits
-    >>> from cggm.experiments.methods import choose_methods
+    >>> from cggm.experiments.datasets import avdigits
+    >>> from cggm.experiments.training.methods import choose_methods
     >>> job = Job(build=avdigits.build, optimizer="adam", methods=choose_methods(["joint"]), seed=1, epochs=2)
     >>> describe(job)["methods"]["joint"][-1]
     0.002

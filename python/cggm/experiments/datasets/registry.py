@@ -32,7 +32,7 @@ def find_experiment(name: str) -> Callable[[], Experiment]:
     Raises:
         ValueError: nothing of that name, or something else.
 
-    >>> find_experiment("uci")().name, find_experiment("cggm.experiments.watch:build")().name
+    >>> find_experiment("uci")().name, find_experiment("cggm.experiments.datasets.watch:build")().name
     ('uci', 'watch')
     """
     if name in DATASETS:

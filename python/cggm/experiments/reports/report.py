@@ -19,9 +19,9 @@ from rich.table import Table
 import cggm
 import cggm_ops
 
+from ..training.results import Alone, Outcome, Run
+from ..training.runner import cores
 from .intervals import Interval
-from .results import Alone, Outcome, Run
-from .runner import cores
 
 
 class Spread(NamedTuple):
