@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .datasets.experiment import Experiment
 from .datasets.registry import find_experiment
+from .options import Datasets, Methods, Optimizers
 from .reports import comparison as drawn
 from .reports import report
 from .training.methods import choose_methods
@@ -31,12 +32,11 @@ class Comparison:
     compare.jsonl: started again with the same folder, a comparison that was stopped or killed goes on where it was.
 
     Args:
-        dataset: Which of avdigits, avdigits-noisier, avdigits-pca, uci, uci-six, watch.
+        dataset: Names in `DATASETS`.
         experiment: Your own instead: module:function, a function that returns a
             cggm.experiments.experiment.Experiment.
-        methods: Which of joint, unimodal, cggm, cggm-paper, cggm-released, ogm-ge, agm, mmpareto, feature-pareto,
-            norm-equalization, dgl, dropout, default.
-        optimizers: Which of sgd, adam.
+        methods: Names in `METHODS`.
+        optimizers: Names in `OPTIMIZERS`.
         seeds: How many seeds.
         first_seed: The first of them; the others follow.
         tune: Choose the learning rate of every method on the validation part, on three further seeds.
@@ -45,10 +45,10 @@ class Comparison:
         out: The folder for the files.
     """
 
-    dataset: tuple[str, ...] = ("avdigits",)
+    dataset: Datasets = ("avdigits",)
     experiment: str | None = None
-    methods: tuple[str, ...] = ("joint", "unimodal", "cggm", "mmpareto", "norm-equalization", "default")
-    optimizers: tuple[str, ...] = ("sgd", "adam")
+    methods: Methods = ("joint", "unimodal", "cggm", "mmpareto", "norm-equalization", "default")
+    optimizers: Optimizers = ("sgd", "adam")
     seeds: int = 10
     first_seed: int = 0
     tune: bool = False
