@@ -1,15 +1,16 @@
-"""The command line: `cggm demo`, `cggm compare`, `cggm experiment` and `cggm info`."""
+"""The command line: `cggm demo`, `cggm compare`, `cggm data`, `cggm experiment` and `cggm info`."""
 
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Sequence
 
 #: What the extra `demo` installs, by import name.
-EXTRA = ("matplotlib", "numpy", "rich", "sklearn", "tyro")
+EXTRA = ("matplotlib", "numpy", "rich", "scipy", "sklearn", "tyro")
 
-#: Exit status after Ctrl-C.
+#: Exit status after Ctrl-C or SIGTERM.
 INTERRUPTED = 130
 
 
@@ -29,19 +30,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from cggm.experiments.compare import Comparison, run_compare
+    from cggm.experiments.data_check import DataCheck, run_data_check
     from cggm.experiments.demo import Demo, run_demo
     from cggm.experiments.papers.command import PaperExperiment, run_experiment
+    from cggm.experiments.training.runner import handle_signals
 
-    commands = {"demo": Demo, "compare": Comparison, "experiment": PaperExperiment, "info": info}
-    runs = {Demo: run_demo, Comparison: run_compare, PaperExperiment: run_experiment}
+    commands = {
+        "demo": Demo,
+        "compare": Comparison,
+        "data": DataCheck,
+        "experiment": PaperExperiment,
+        "info": info,
+    }
+    runs = {
+        Demo: run_demo,
+        Comparison: run_compare,
+        DataCheck: run_data_check,
+        PaperExperiment: run_experiment,
+    }
     try:
-        chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
-        if isinstance(chosen, int):  # info, which has run already
-            return chosen
-        return INTERRUPTED if runs[type(chosen)](chosen) is False else 0
-    except ValueError as error:
+        with handle_signals((signal.SIGTERM,), signal.default_int_handler):  # as Ctrl-C
+            chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
+            if isinstance(chosen, int):  # info, which has run already
+                return chosen
+            return INTERRUPTED if runs[type(chosen)](chosen) is False else 0
+    except (ValueError, OSError) as error:
         print(f"cggm: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def info() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cggm import cli
-from cggm.experiments.datasets.registry import DATASETS
+from cggm.experiments.datasets.registry import DATASETS, FROM_FILES
 from cggm.experiments.training.methods import METHODS
 
 pytest.importorskip("tyro")
@@ -71,7 +71,7 @@ def test_info_needs_no_extra():
     assert shown.returncode == 0, shown.stderr
     assert "operators" in shown.stdout
     assert refused.returncode == 1
-    assert refused.stderr.startswith("cggm needs matplotlib, rich, sklearn, tyro: ")
+    assert refused.stderr.startswith("cggm needs matplotlib, rich, scipy, sklearn, tyro: ")
 
 
 @pytest.mark.parametrize("command", ["demo", "compare"])
@@ -81,7 +81,8 @@ def test_help_lists_every_name(command, capsys, monkeypatch):
         cli.main([command, "--help"])
     shown = "".join(character for character in capsys.readouterr().out if character not in "│ \n")
     assert "Anyof" + ",".join(METHODS) + "." in shown
-    assert ("Anyof" + ",".join(DATASETS) + "." in shown) == (command == "compare")
+    if command == "compare":
+        assert "Anyof" + ",".join(DATASETS) + ";with--dataalso" + ",".join(FROM_FILES) + "." in shown
 
 
 def test_a_missing_extra_gets_one_line(monkeypatch, capsys):
@@ -122,9 +123,12 @@ def wait_until(condition, *, seconds):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent differently there")
-def test_an_interrupt_keeps_what_is_done(tmp_path):
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM)]
+)
+def test_an_interrupt_keeps_what_is_done(send, number, tmp_path):
     demo = start_demo(tmp_path)
-    demo.send_signal(signal.SIGINT)
+    send(demo.pid, number)  # its process group has its number
     output, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, output
     assert "Stopped: " in output

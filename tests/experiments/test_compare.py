@@ -459,7 +459,7 @@ def test_an_interrupted_comparison_reports_what_it_has(tmp_path, monkeypatch, ca
         raise KeyboardInterrupt
 
     monkeypatch.setattr(store, "execute", stopped)
-    asked = Comparison(experiment="test_compare:build", methods=("joint", "unimodal"), out=tmp_path)
+    asked = Comparison(experiment=("test_compare:build",), methods=("joint", "unimodal"), out=tmp_path)
     assert not run_compare(asked)
     assert "goes on from" in capsys.readouterr().out
     assert len((tmp_path / "compare.jsonl").read_text().splitlines()) == 1

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from .datasets.registry import DATASETS
+from .datasets.registry import DATASETS, FROM_FILES
 from .training.loop import OPTIMIZERS
 from .training.methods import METHODS
 
@@ -18,4 +18,10 @@ def _some_of(names: Iterable[str]) -> Any:
 
 Methods = _some_of(METHODS)
 Optimizers = _some_of(OPTIMIZERS)
-Datasets = _some_of(DATASETS)
+Datasets = Annotated[
+    tuple[str, ...] | None,
+    tyro.conf.arg(
+        help=f"Any of {', '.join(DATASETS)}; with --data also {', '.join(FROM_FILES)}. "
+        "By default avdigits, or none where --experiment is given."
+    ),
+]

@@ -41,6 +41,7 @@ class Experiment:
         learning_rates: learning rate by optimizer name (`"sgd"`, `"adam"`).
         batch_size: samples per step.
         epochs: passes over the training part.
+        fixed_test: every seed has the same test part, so intervals must include the choice of its rows.
     """
 
     name: str
@@ -52,3 +53,4 @@ class Experiment:
     learning_rates: Mapping[str, float] = field(default_factory=lambda: {"sgd": 0.03, "adam": 2e-3})
     batch_size: int = 64
     epochs: int = 20
+    fixed_test: bool = False
