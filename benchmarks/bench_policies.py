@@ -11,9 +11,9 @@ from harness import compare
 from torch import nn
 from torch.nn import functional as F
 
-from cggm.experiments.datasets import DATASETS
-from cggm.experiments.methods import METHODS
-from cggm.experiments.training import OPTIMIZERS, Training
+from cggm.experiments.datasets.registry import DATASETS
+from cggm.experiments.training.loop import OPTIMIZERS, Training
+from cggm.experiments.training.methods import METHODS
 
 SMALL = ("unimodal", "dropout", "default", "cggm", "norm-equalization", "feature-pareto", "mmpareto")
 LARGE = ("default", "cggm", "mmpareto")

@@ -14,9 +14,9 @@ ALLOWED = {
 }
 # Folders and files whose dependencies come with an extra.
 EXTRAS = {
-    "python/cggm/experiments": {"numpy", "sklearn", "matplotlib", "rich", "scipy", "threadpoolctl"},
-    "python/cggm/experiments/papers": {"tyro", "h5py", "nibabel", "PIL", "soundfile", "transformers"},
-    "python/cggm/cli.py": {"rich", "tyro", "matplotlib", "sklearn", "numpy"},
+    "python/cggm/experiments": {"numpy", "sklearn", "matplotlib", "rich", "scipy", "threadpoolctl", "tyro"},
+    "python/cggm/experiments/papers": {"h5py", "nibabel", "PIL", "soundfile", "transformers"},
+    "python/cggm/cli.py": {"tyro"},
     "python/cggm/recorder.py": {"matplotlib"},
     "python/cggm/integrations": {"accelerate", "lightning", "transformers"},
 }

@@ -1,10 +1,13 @@
 """The source distribution builds, installs and trains elsewhere, without the checkout on the path."""
 
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,31 @@ def test_it_holds_what_a_build_elsewhere_needs(source_distribution):
     tracked = run("git", "-C", ROOT, "ls-files", "csrc", "cggm_ops", "python").split()
     assert not set(tracked) - names
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+
+
+def test_a_wheel_holds_the_data_but_not_the_scripts_that_made_them(tmp_path):
+    environment = {**os.environ, "CXX": "no-such-compiler"}  # no extension: built in seconds
+    copy = tmp_path / "checkout"
+    for name in run(
+        "git", "-C", ROOT, "ls-files", "*.py", "*.toml", "*.in", "README.md", "LICENSE", "python"
+    ).split():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        tmp_path,
+        copy,
+        env=environment,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    data = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "/data/" in name}
+    assert {"spoken_digits.npz", "uci_digits.npz", "watch.npz", "WATCH_LICENSE.txt"} <= data
+    assert not [name for name in data if name.endswith(".py")]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cggm.experiments.datasets import DATASETS
+from cggm.experiments.datasets.registry import DATASETS
 from cggm.tasks import find_task
 
 ROOT = Path(__file__).parent.parent

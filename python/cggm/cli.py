@@ -1,17 +1,16 @@
-"""The command line: `cggm demo`, `cggm compare`, `cggm experiment`, `cggm bench` and `cggm info`."""
+"""The command line: `cggm demo`, `cggm compare`, `cggm data`, `cggm experiment` and `cggm info`."""
 
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 #: What the extra `demo` installs, by import name.
-EXTRA = ("matplotlib", "numpy", "rich", "sklearn", "tyro")
+EXTRA = ("matplotlib", "numpy", "rich", "scipy", "sklearn", "tyro")
 
-#: The exit status of what Ctrl-C has ended.
+#: Exit status after Ctrl-C or SIGTERM.
 INTERRUPTED = 130
 
 
@@ -19,8 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     Args:
-        arguments: the words after the command's name, by default those that the program was started with.
+        arguments: the words after `cggm`; by default those of this process.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["info"]:  # the one command that works without the extra
+        return info()
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         print(f'cggm needs {", ".join(missing)}: pip install "cggm[demo]"', file=sys.stderr)
@@ -28,141 +30,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from cggm.experiments.compare import Comparison, run_compare
+    from cggm.experiments.data_check import DataCheck, run_data_check
+    from cggm.experiments.demo import Demo, run_demo
+    from cggm.experiments.papers.command import PaperExperiment, run_experiment
+    from cggm.experiments.training.runner import handle_signals
 
     commands = {
-        "demo": demo,
+        "demo": Demo,
         "compare": Comparison,
-        "experiment": experiment,
-        "bench": bench,
+        "data": DataCheck,
+        "experiment": PaperExperiment,
         "info": info,
     }
+    runs = {
+        Demo: run_demo,
+        Comparison: run_compare,
+        DataCheck: run_data_check,
+        PaperExperiment: run_experiment,
+    }
     try:
-        chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
-        if isinstance(chosen, Comparison):
-            return 0 if run_compare(chosen) else INTERRUPTED
-        return chosen
-    except ValueError as error:  # an argument that the library refuses, in the library's words
+        with handle_signals((signal.SIGTERM,), signal.default_int_handler):  # as Ctrl-C
+            chosen = tyro.extras.subcommand_cli_from_dict(commands, prog="cggm", args=arguments)
+            if isinstance(chosen, int):  # info, which has run already
+                return chosen
+            return INTERRUPTED if runs[type(chosen)](chosen) is False else 0
+    except (ValueError, OSError) as error:
         print(f"cggm: {error}", file=sys.stderr)
         return 2
-
-
-def demo(
-    *,
-    seeds: int = 5,
-    first_seed: int = 0,
-    methods: tuple[str, ...] = ("joint", "unimodal", "cggm", "cggm-paper", "default"),
-    optimizers: tuple[str, ...] = ("sgd", "adam"),
-    epochs: int = 20,
-    json: Path | None = None,
-    out: Path = Path(),
-) -> int:
-    """Train an audio-visual model jointly and balanced, on real data, and compare.
-
-    Prints a table, and writes every run to demo.json and a picture of the training to demo.png.
-
-    Args:
-        seeds: How many seeds.
-        first_seed: The first of them; the others follow.
-        methods: What to compare: joint, unimodal, cggm, cggm-paper, cggm-released, ogm-ge, agm, mmpareto,
-            feature-pareto, norm-equalization, dgl, dropout, default.
-        optimizers: With which optimizers: sgd, adam.
-        epochs: Epochs of training.
-        json: The file for the runs, demo.json in the output folder if not given.
-        out: The folder for demo.json and demo.png.
-    """
-    from cggm.experiments.demo import run_demo
-
-    complete = run_demo(
-        methods=methods,
-        optimizers=optimizers,
-        seeds=range(first_seed, first_seed + seeds),
-        json_path=json or out / "demo.json",
-        plot_path=out / "demo.png",
-        epochs=epochs,
-    )
-    return 0 if complete else INTERRUPTED
-
-
-def bench(*, plot: Path, out: Path = Path("benchmark.png")) -> int:
-    """Draw what `make bench` has measured.
-
-    Args:
-        plot: The JSON file that it wrote.
-        out: The picture to write.
-    """
-    from cggm.experiments.bench_plot import plot_benchmarks, read_comparisons
-
-    plot_benchmarks(read_comparisons(plot), out)
-    print(f"wrote {out}")
-    return 0
-
-
-def experiment(
-    name: Literal["food101", "mosi", "iemocap", "brats", "cremad"],
-    /,
-    *,
-    data: Path,
-    policy: str = "cggm",
-    seed: int = 0,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    fold: int = 1,
-    models: tuple[str, str] = ("google/vit-base-patch16-224-in21k", "bert-base-uncased"),
-    out: Path = Path(),
-) -> int:
-    """Train one of the papers' experiments on data that you have, with the papers' hyper-parameters.
-
-    The epoch that does best on the validation part is the one that is tested. Writes the result to
-    <name>-<policy>-<seed>.json. Needs the extra cggm[papers].
-
-    Args:
-        name: Which experiment.
-        data: Where the data are; the module of the experiment describes the format.
-        policy: The name of a method, as in cggm compare; cggm-paper and cggm-released take the paper's rho and lambda.
-        seed: Of weights and batches.
-        epochs: Instead of the paper's.
-        batch_size: Instead of the paper's.
-        fold: Of IEMOCAP's cross-validation.
-        models: Food 101's frozen models, folders or names: ViT, then BERT.
-        out: The folder for the result.
-    """
-    from cggm.experiments.papers.command import PaperExperiment, run_experiment
-
-    told = {"policy": policy, "seed": seed, "epochs": epochs, "batch_size": batch_size}
-    run_experiment(PaperExperiment(name=name, data=data, fold=fold, models=models, out=out, **told))
-    return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def info() -> int:
-    """Show versions, the backend of the operators and why it is that one, and the devices."""
+    """Show versions, devices, and which implementation of the operators runs and why."""
     from importlib import metadata
 
     import torch
-    from rich.console import Console
-    from rich.table import Table
 
     import cggm
     import cggm_ops
 
-    table = Table(show_header=False)
-    table.add_row("cggm", cggm.__version__)
-    table.add_row("torch", torch.__version__)
-    table.add_row(
-        "triton", metadata.version("triton") if importlib.util.find_spec("triton") else "not installed"
-    )
-    table.add_row("python", sys.version.split()[0])
-    table.add_section()
-    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    for device in devices:
+    triton = metadata.version("triton") if importlib.util.find_spec("triton") else "not installed"
+    rows = {
+        "cggm": cggm.__version__,
+        "torch": torch.__version__,
+        "triton": triton,
+        "python": sys.version.split()[0],
+    }
+    for device in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))):
         name = "" if device == "cpu" else f" on {torch.cuda.get_device_name(device)}"
-        table.add_row(device, f"{cggm_ops.backend(device)} operators{name}")
-    table.add_row("threads", str(torch.get_num_threads()))
-    table.add_section()
+        rows[device] = f"{cggm_ops.backend(device)} operators{name}"
+    rows["threads"] = torch.get_num_threads()
     build = cggm_ops.build_info()
     if build is None:
-        table.add_row("compiled extension", f"none: {cggm_ops.missing_reason()}")
+        rows["compiled extension"] = f"none: {cggm_ops.missing_reason()}"
     else:
-        for key, value in build.items():
-            table.add_row(f"built with {key}".replace("_", " "), "none" if value is None else str(value))
-    Console().print(table)
+        rows |= {f"built with {key.replace('_', ' ')}": value or "none" for key, value in build.items()}
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        print(f"{key:{width}}  {value}")
     return 0

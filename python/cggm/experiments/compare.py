@@ -9,14 +9,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compare_report, report
-from .datasets import find_experiment
-from .experiment import Experiment
-from .methods import choose_methods
-from .results import Job, Outcome
-from .runner import plan
-from .store import Store
-from .tuning import of_dataset, tune
+from .datasets.checks import check_experiment
+from .datasets.experiment import Experiment
+from .datasets.registry import FROM_FILES, find_experiment
+from .options import Datasets, Methods, Optimizers
+from .reports import comparison as drawn
+from .reports import report
+from .training.methods import choose_methods
+from .training.results import Job, Outcome
+from .training.runner import plan
+from .training.store import Store
+from .training.tuning import of_dataset, tune
 
 FIRST_TUNING_SEED = 500_000  # far from every seed that is reported
 TUNING_SEEDS = 3
@@ -24,30 +27,31 @@ TUNING_SEEDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Compare balancing methods on the data sets that come along, or on your own.
+    """Compare balancing methods on the library's data sets or on your own.
 
-    Prints a table per data set and writes compare.json (every run) and compare.png. Each finished job is kept in
-    compare.jsonl: started again with the same folder, a comparison that was stopped or killed goes on where it was.
+    Prints a table per data set and writes compare.json (every run) and compare.png. Finished jobs are kept in
+    compare.jsonl: the same command resumes a comparison that was stopped or killed.
 
     Args:
-        dataset: Which of avdigits, avdigits-noisier, avdigits-pca, uci, uci-six, watch.
-        experiment: Your own instead: module:function, a function that returns a
-            cggm.experiments.experiment.Experiment.
-        methods: Which of joint, unimodal, cggm, cggm-paper, cggm-released, ogm-ge, agm, mmpareto, feature-pareto,
-            norm-equalization, dgl, dropout, default.
-        optimizers: Which of sgd, adam.
+        dataset: Names in `DATASETS` and `FROM_FILES`.
+        data: The folder with the files of data sets that do not come with the library.
+        experiment: Your own experiments, module:object or path/file.py:object, each a
+            cggm.experiments.experiment.Experiment or a function that returns one.
+        methods: Names in `METHODS`.
+        optimizers: Names in `OPTIMIZERS`.
         seeds: How many seeds.
-        first_seed: The first of them; the others follow.
-        tune: Choose the learning rate of every method on the validation part, on three further seeds.
-        epochs: Epochs of training, by default the experiment's own number.
-        processes: How many processes, by default one per core.
+        first_seed: The first seed; the others follow.
+        tune: Choose the learning rate of every method on the validation part, with three further seeds.
+        epochs: Epochs of training; by default the experiment's own number.
+        processes: How many processes; by default one per core.
         out: The folder for the files.
     """
 
-    dataset: tuple[str, ...] = ("avdigits",)
-    experiment: str | None = None
-    methods: tuple[str, ...] = ("joint", "unimodal", "cggm", "mmpareto", "norm-equalization", "default")
-    optimizers: tuple[str, ...] = ("sgd", "adam")
+    dataset: Datasets = None
+    data: Path | None = None
+    experiment: tuple[str, ...] | None = None
+    methods: Methods = ("joint", "unimodal", "cggm", "mmpareto", "norm-equalization", "default")
+    optimizers: Optimizers = ("sgd", "adam")
     seeds: int = 10
     first_seed: int = 0
     tune: bool = False
@@ -57,25 +61,25 @@ class Comparison:
 
 
 def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
-    """Run the comparison with a progress bar, print the tables, write the files.
+    """Run the comparison with a progress bar, print the tables and write the files.
 
-    Ctrl-C ends the runs; what is done by then is reported, and the same call goes on from there.
+    Ctrl-C stops the runs; the finished ones are reported, and the same call resumes from there.
 
     Args:
         comparison: what to compare.
         console: where to print.
 
     Returns:
-        Whether everything ran.
+        Whether every run finished.
 
     Raises:
-        ValueError: an unknown data set, method or optimizer, no seeds, a file of another kind in the way.
+        ValueError: an unknown data set, method or optimizer, no seeds, an experiment that cannot train, or an existing
+            compare.jsonl with other content.
     """
     console = console or Console()
     if not console.is_terminal:  # a file has no edge, and columns cut short would lose figures
         console.width = max(console.width, 120)
-    names = (comparison.experiment,) if comparison.experiment else comparison.dataset
-    builds = [find_experiment(name) for name in dict.fromkeys(names)]
+    builds = _experiments(comparison)
     store = Store(comparison.out / "compare.jsonl")
     outcomes: list[Outcome] = []
     complete = True
@@ -94,12 +98,27 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
     return complete
 
 
+def _experiments(comparison: Comparison) -> list[Callable[[], Experiment]]:
+    """What makes each experiment, in the order asked for."""
+    for option in ("dataset", "experiment"):
+        if getattr(comparison, option) == ():
+            raise ValueError(f"{option} must name at least one: --{option} NAME")
+    names = [*(comparison.dataset or ()), *(comparison.experiment or ())] or ["avdigits"]
+    if comparison.data is not None and not set(names) & set(FROM_FILES):
+        raise ValueError(f"data is read only by the data sets {list(FROM_FILES)}, got {names}")
+    builds = [find_experiment(name, comparison.data) for name in dict.fromkeys(names)]
+    titles = [build().name for build in builds]
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"experiments must have different names, got {titles}")
+    return builds
+
+
 def _check(comparison: Comparison, builds: list[Callable[[], Experiment]]) -> None:
-    """Everything that `plan` refuses, before anything has run."""
+    """Refuse whatever cannot run, before anything has run."""
+    methods, seeds = choose_methods(comparison.methods), _seeds(comparison)
     for build in builds:
-        plan(
-            build, methods=choose_methods(comparison.methods), **_common(comparison), seeds=_seeds(comparison)
-        )
+        plan(build, methods=methods, seeds=seeds, **_common(comparison))
+        check_experiment(build(), seed=seeds[0], optimizers=comparison.optimizers)
 
 
 def _common(comparison: Comparison) -> dict:
@@ -151,11 +170,11 @@ def _report(comparison: Comparison, outcomes: list[Outcome], console: Console) -
     order = list(dict.fromkeys(run.dataset for outcome in outcomes for run in outcome.runs))
     outcomes.sort(key=lambda o: order.index(o.runs[0].dataset))
     rows = report.summarize_outcomes(outcomes)
-    for table in compare_report.tables(rows):
+    for table in drawn.tables(rows):
         console.print(table)
     report.write_json(comparison.out / "compare.json", outcomes)
     written = [comparison.out / "compare.json"]
     if any(row.interval for row in rows):
         written.append(comparison.out / "compare.png")
-        compare_report.plot(rows, written[-1])
+        drawn.plot(rows, written[-1])
     console.print(f"Written: {' and '.join(map(str, written))}", highlight=False, soft_wrap=True)

@@ -1,54 +1,74 @@
-"""The demo: audio-visual digits, trained jointly and balanced, on this machine, in a minute."""
+"""`cggm demo`: audio-visual digits, trained jointly and balanced on this machine in a minute."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import avdigits, plots, report
-from .methods import choose_methods
-from .results import Outcome
-from .runner import execute, plan
+from .datasets import avdigits
+from .options import Methods, Optimizers
+from .reports import demo_plot, report
+from .training.methods import choose_methods
+from .training.results import Outcome
+from .training.runner import execute, plan
 
 
-def run_demo(
-    *,
-    methods: Sequence[str],
-    optimizers: Sequence[str],
-    seeds: Sequence[int],
-    json_path: Path,
-    plot_path: Path,
-    epochs: int | None = None,
-    console: Console | None = None,
-) -> bool:
-    """Run the comparison with a progress bar, then print the table and write the two files.
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train an audio-visual model on real data, jointly and balanced, and compare.
 
-    Ctrl-C ends the runs; what is done by then is reported and written all the same.
+    Prints a table, and writes every run to demo.json and a picture of the training to demo.png.
 
     Args:
-        methods: names in `methods.METHODS`.
-        optimizers: names in `training.OPTIMIZERS`.
-        seeds: of the data, the weights and the batches.
-        json_path: every run, rewritten whenever some have ended.
-        plot_path: the picture.
-        epochs: instead of the experiment's 20.
+        seeds: How many seeds.
+        first_seed: The first seed; the others follow.
+        methods: Names in `METHODS`.
+        optimizers: Names in `OPTIMIZERS`.
+        epochs: Epochs of training.
+        json: The file for the runs; by default demo.json in the output folder.
+        out: The folder for demo.json and demo.png.
+    """
+
+    seeds: int = 5
+    first_seed: int = 0
+    methods: Methods = ("joint", "unimodal", "cggm", "cggm-paper", "default")
+    optimizers: Optimizers = ("sgd", "adam")
+    epochs: int = 20
+    json: Path | None = None
+    out: Path = Path()
+
+
+def run_demo(demo: Demo, console: Console | None = None) -> bool:
+    """Run the demo with a progress bar, print the table and write the two files.
+
+    Ctrl-C stops the runs; the finished ones are still reported.
+
+    Args:
+        demo: what to run.
         console: where to print.
 
     Returns:
-        Whether everything ran.
+        Whether every run finished.
 
     Raises:
-        ValueError: an unknown method or optimizer, no seeds.
+        ValueError: an unknown method or optimizer, or no seeds.
     """
     console = console or Console()
-    build = avdigits.build
-    chosen = choose_methods(methods)
-    jobs = plan(build, methods=chosen, optimizers=optimizers, seeds=seeds, epochs=epochs, history=True)
+    json_path, plot_path = demo.json or demo.out / "demo.json", demo.out / "demo.png"
+    methods = choose_methods(demo.methods)
+    jobs = plan(
+        avdigits.build,
+        methods=methods,
+        optimizers=demo.optimizers,
+        seeds=range(demo.first_seed, demo.first_seed + demo.seeds),
+        epochs=demo.epochs,
+        history=True,
+    )
     console.print(
-        f"Spoken digits (audio) paired with handwritten digits (image): {len(chosen)} methods side by "
+        f"Spoken digits (audio) paired with handwritten digits (image): {len(methods)} methods side by "
         f"side, for {len(jobs)} combinations of optimizer and seed."
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -66,9 +86,9 @@ def run_demo(
     if not complete:
         console.print(f"Stopped: {len(outcomes)} of {len(jobs)} combinations are done.")
     if outcomes:
-        outcomes.sort(key=lambda outcome: (optimizers.index(outcome.job.optimizer), outcome.job.seed))
+        outcomes.sort(key=lambda outcome: (demo.optimizers.index(outcome.job.optimizer), outcome.job.seed))
         report.write_json(json_path, outcomes)
-        plots.plot([history for outcome in outcomes for history in outcome.histories], plot_path)
+        demo_plot.plot([history for outcome in outcomes for history in outcome.histories], plot_path)
         console.print(report.table(report.summarize_outcomes(outcomes)))
         console.print(f"Written: {json_path} and {plot_path}", highlight=False, soft_wrap=True)
     return complete

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from cggm.policies import CGGM, DGL, ModalityDropout, NormEqualization, UnimodalLosses
 
-from .datasets import DATASETS
-from .intervals import Interval
-from .methods import METHODS, Method
-from .results import Job, Outcome
-from .runner import plan
-from .store import Store
-from .tuning import of_dataset, tune
+from .datasets.registry import DATASETS
+from .reports.intervals import Interval
+from .training.methods import METHODS, Method
+from .training.results import Job, Outcome
+from .training.runner import plan
+from .training.store import Store
+from .training.tuning import of_dataset, tune
 
 OPTIMIZERS = ("sgd", "adam")
 SETS = ("avdigits", "avdigits-noisier", "avdigits-pca", "uci", "watch")

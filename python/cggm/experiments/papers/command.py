@@ -6,30 +6,40 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from tyro.conf import Positional
 
-from cggm.experiments.methods import choose_methods
+from cggm.experiments.training.methods import choose_methods
 
 from . import brats, cremad, food101, iemocap, mosi
 from .recipe import Recipe, run
 
-NAMES = ("food101", "mosi", "iemocap", "brats", "cremad")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PaperExperiment:
-    """What `cggm experiment` is told; see there for what each field means.
+    """Train one of the papers' experiments on data that you have, with the papers' hyper-parameters.
 
-    Raises:
-        ValueError: an unknown experiment, fewer than one epoch or sample.
+    Tests the epoch that does best on the validation part. Writes the result to <name>-<policy>-<seed>.json.
+    Needs the extra cggm[papers].
+
+    Args:
+        name: Which experiment.
+        data: Where the data are; the experiment's module describes the format.
+        policy: The name of a method, as in cggm compare; cggm-paper and cggm-released take the paper's rho and lambda.
+        seed: Seed of weights and batches.
+        epochs: Number of epochs; by default the paper's.
+        batch_size: Samples per batch; by default the paper's.
+        fold: Fold of IEMOCAP's cross-validation.
+        models: Food 101's frozen models, folders or names: ViT, then BERT.
+        out: The folder for the result.
 
     >>> PaperExperiment(name="mosi", data=Path("mosi.pkl")).policy
     'cggm'
     """
 
-    name: str
+    name: Positional[Literal["food101", "mosi", "iemocap", "brats", "cremad"]]
     data: Path
     policy: str = "cggm"
     seed: int = 0
@@ -39,21 +49,19 @@ class PaperExperiment:
     models: tuple[str, str] = ("google/vit-base-patch16-224-in21k", "bert-base-uncased")
     out: Path = Path()
 
-    def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"name must be one of {list(NAMES)}, got {self.name!r}")
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-
 
 def recipe_of(experiment: PaperExperiment) -> Recipe:
     """The recipe, its data read and its model made from the seed.
 
     Raises:
-        ValueError: the data are missing or are something else; an unknown policy.
+        ValueError: an unknown policy, an epoch count or batch size below 1, or data that are missing or
+            hold something else.
     """
+    changes = {"epochs": experiment.epochs, "batch_size": experiment.batch_size}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    for name, value in changes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     choose_methods([experiment.policy])
     torch.manual_seed(experiment.seed)
     path = experiment.data
@@ -63,15 +71,14 @@ def recipe_of(experiment: PaperExperiment) -> Recipe:
         recipe = iemocap.build(path, fold=experiment.fold)
     else:
         recipe = {"mosi": mosi, "brats": brats, "cremad": cremad}[experiment.name].build(path)
-    changes = {"epochs": experiment.epochs, "batch_size": experiment.batch_size}
-    return dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+    return dataclasses.replace(recipe, **changes)
 
 
 def run_experiment(experiment: PaperExperiment) -> dict[str, Any]:
     """Train, print a line per epoch, write and return the result.
 
     Raises:
-        ValueError: an unknown policy, or data that are missing or something else.
+        ValueError: as from `recipe_of`.
     """
     result = run(recipe_of(experiment), experiment.policy, seed=experiment.seed, report=print)
     for part in ("validation", "test"):

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from cggm import CGGM, CGGMOptimizerWrapper
-from cggm.experiments.methods import Method, choose_methods
+from cggm.experiments.training.methods import Method, choose_methods
 
 Metrics = dict[str, float]
 Sample = tuple[tuple[Tensor, ...], Tensor]  # an input per modality, and the target

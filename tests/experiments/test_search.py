@@ -4,10 +4,11 @@ import dataclasses
 import json
 
 import pytest
-
-from cggm.experiments import search_default, store, training
-from cggm.experiments.store import Store
 from test_compare import build_balanced
+
+from cggm.experiments import search_default
+from cggm.experiments.training import loop, store
+from cggm.experiments.training.store import Store
 
 
 def short():
@@ -22,7 +23,7 @@ def toy(monkeypatch):
     names = ("unimodal", "norm-equalization", "dgl + dropout .35")
     candidates = {name: search_default.CANDIDATES[name] for name in names}
     monkeypatch.setattr(search_default, "CANDIDATES", candidates)
-    monkeypatch.setattr(store, "execute", lambda jobs, **_: map(training.run_job, jobs))  # in this process
+    monkeypatch.setattr(store, "execute", lambda jobs, **_: map(loop.run_job, jobs))  # in this process
 
 
 def test_the_search_tunes_chooses_and_confirms(toy, tmp_path, capsys):

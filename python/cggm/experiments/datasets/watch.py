@@ -1,7 +1,7 @@
-"""Shoulder exercises seen by a smartwatch: acceleration and rotation, seven exercises, subjects never seen before.
+"""Shoulder exercises recorded by a smartwatch: acceleration and rotation, seven exercises, held-out subjects.
 
-The recordings are David Burns' (BSD 3-clause, see `data/WATCH_LICENSE.txt`). They are split by subject: nobody whose
-movements are tested has been trained on.
+The recordings are David Burns' (BSD 3-clause, see `data/WATCH_LICENSE.txt`). They are split by subject: no subject of
+the test part is in the training part.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import functools
 from importlib import resources
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from . import models
-from .experiment import Experiment, Split, Splits
-from .splitting import split_rows
+from .experiment import Experiment, Splits
+from .splitting import make_splits, split_rows
 
 CHANNELS = {"acceleration": slice(0, 3), "rotation": slice(3, 6)}
 EXERCISES = 7
@@ -52,13 +51,7 @@ def load(seed: int) -> Splits:
     ]
     train = values[parts[0]]
     scaled = (values - train.mean((0, 2), keepdims=True)) / train.std((0, 2), keepdims=True)
-    inputs, target = torch.from_numpy(scaled), torch.from_numpy(exercises)
-    return Splits(
-        *(
-            Split(tuple(inputs[rows, part].contiguous() for part in CHANNELS.values()), target[rows])
-            for rows in parts
-        )
-    )
+    return make_splits([scaled[:, channels] for channels in CHANNELS.values()], exercises, parts)
 
 
 def _model() -> nn.Module:

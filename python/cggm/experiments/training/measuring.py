@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .experiment import Split, Splits
+from ..datasets.experiment import Split, Splits
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

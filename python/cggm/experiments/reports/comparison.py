@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .plots import STYLE, optimizer_title
+from .demo_plot import STYLE, optimizer_title
 from .report import Row
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; a marker each, for print.

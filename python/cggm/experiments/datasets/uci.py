@@ -9,34 +9,31 @@ import functools
 from importlib import resources
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from . import models
-from .experiment import Experiment, Split, Splits
-from .splitting import split_rows
+from .experiment import Experiment, Splits
+from .splitting import distinct_rows, make_splits, split_rows, standardize
 
-#: View -> how many features it has.
+#: View -> number of features.
 VIEWS = {"fou": 76, "fac": 216, "kar": 64, "pix": 240, "zer": 47, "mor": 6}
 THREE = ("kar", "zer", "mor")
 DIGITS = 10
 ROWS = (600, 300, 1000)
-LARGEST = 6.0
 
 
 @functools.cache
 def handwritten() -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
     """Features `[1994, width]` by view, and the digits `[1994]`.
 
-    Six of the 2,000 rows repeat an earlier one in every view; they are left out, so that no digit is in two parts.
+    Six of the 2,000 rows repeat an earlier one in every view. They are dropped, so that no digit is in two parts.
     """
     path = resources.files(__package__) / "data" / "uci_digits.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         views = {view: archive[view].astype(np.float32) for view in VIEWS}
         digits = archive["digits"].astype(np.int64)
-    _, first = np.unique(np.concatenate(list(views.values()), axis=1), axis=0, return_index=True)
-    rows = np.sort(first)
+    rows = distinct_rows(list(views.values()))
     return {view: values[rows] for view, values in views.items()}, digits[rows]
 
 
@@ -48,14 +45,7 @@ def load(seed: int, views: tuple[str, ...] = THREE) -> Splits:
     """
     features, digits = handwritten()
     rows = split_rows(len(digits), ROWS, np.random.default_rng(seed))
-    scaled = []
-    for view in views:
-        train = features[view][rows[0]]
-        spread = train.std(0)
-        values = (features[view] - train.mean(0)) / np.where(spread > 0, spread, 1)
-        scaled.append(torch.from_numpy(values.clip(-LARGEST, LARGEST)))  # [1994, width]
-    target = torch.from_numpy(digits)
-    return Splits(*(Split(tuple(values[part] for values in scaled), target[part]) for part in rows))
+    return make_splits([standardize(features[view], rows[0]) for view in views], digits, rows)
 
 
 def _model(views: tuple[str, ...]) -> nn.Module:
@@ -66,10 +56,10 @@ def build(*views: str) -> Experiment:
     """The experiment with some of the six views.
 
     Args:
-        views: at least two of `fou fac kar pix zer mor`; without any, the three that differ most, `kar zer mor`.
+        views: at least two of `fou fac kar pix zer mor`; by default the three that differ most, `kar zer mor`.
 
     Raises:
-        ValueError: fewer than two, or another view.
+        ValueError: fewer than two views, or an unknown one.
 
     >>> build().name, build(*VIEWS).name, list(build("kar", "mor").encoders)
     ('uci', 'uci-six', ['kar', 'mor'])

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from cggm import CGGMOptimizerWrapper
 from cggm.recorder import Recorder
 
-from .experiment import Experiment, Splits
+from ..datasets.experiment import Experiment, Splits
 from .measuring import accuracy, peak_bytes, probe
 from .methods import METHODS, Method
 from .results import Alone, History, Job, Outcome, Run
@@ -118,8 +118,8 @@ def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
         job: what to do.
         advance: called after every epoch; an exception from it ends the job.
 
-    >>> from cggm.experiments import avdigits
-    >>> from cggm.experiments.methods import choose_methods
+    >>> from cggm.experiments.datasets import avdigits
+    >>> from cggm.experiments.training.methods import choose_methods
     >>> methods = choose_methods(["joint", "cggm"])
     >>> job = Job(build=avdigits.build, optimizer="sgd", methods=methods, seed=0, epochs=1)
     >>> [run.method for run in run_job(job).runs]

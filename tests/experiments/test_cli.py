@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cggm import cli
+from cggm.experiments.datasets.registry import DATASETS, FROM_FILES
+from cggm.experiments.training.methods import METHODS
 
 pytest.importorskip("tyro")
 
@@ -46,6 +48,41 @@ def test_info_says_why_nothing_is_compiled(monkeypatch, capsys):
     monkeypatch.setattr(cggm_ops, "missing_reason", lambda: "because")
     assert cli.main(["info"]) == 0
     assert "because" in capsys.readouterr().out
+
+
+WITHOUT_EXTRAS = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in {extra} else find(name, *more)
+sys.modules.update(dict.fromkeys({extra}))  # importing them fails
+from cggm.cli import main
+sys.exit(main())
+"""
+
+
+def test_info_needs_no_extra():
+    script = WITHOUT_EXTRAS.format(
+        extra=[name for name in cli.EXTRA if name != "numpy"]
+    )  # torch looks for numpy
+    shown, refused = (
+        subprocess.run([sys.executable, "-c", script, command], capture_output=True, text=True)
+        for command in ("info", "demo")
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "operators" in shown.stdout
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("cggm needs matplotlib, rich, scipy, sklearn, tyro: ")
+
+
+@pytest.mark.parametrize("command", ["demo", "compare"])
+def test_help_lists_every_name(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown = "".join(character for character in capsys.readouterr().out if character not in "│ \n")
+    assert "Anyof" + ",".join(METHODS) + "." in shown
+    if command == "compare":
+        assert "Anyof" + ",".join(DATASETS) + ";with--dataalso" + ",".join(FROM_FILES) + "." in shown
 
 
 def test_a_missing_extra_gets_one_line(monkeypatch, capsys):
@@ -86,9 +123,12 @@ def wait_until(condition, *, seconds):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent differently there")
-def test_an_interrupt_keeps_what_is_done(tmp_path):
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM)]
+)
+def test_an_interrupt_keeps_what_is_done(send, number, tmp_path):
     demo = start_demo(tmp_path)
-    demo.send_signal(signal.SIGINT)
+    send(demo.pid, number)  # its process group has its number
     output, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, output
     assert "Stopped: " in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from .runner import execute
 def describe(job: Job) -> dict[str, Any]:
     """Everything that decides what a job finds, in words that compare equal for equal jobs.
 
-    >>> from cggm.experiments import avdigits
-    >>> from cggm.experiments.methods import choose_methods
+    >>> from cggm.experiments.datasets import avdigits
+    >>> from cggm.experiments.training.methods import choose_methods
     >>> job = Job(build=avdigits.build, optimizer="adam", methods=choose_methods(["joint"]), seed=1, epochs=2)
     >>> describe(job)["methods"]["joint"][-1]
     0.002
@@ -50,13 +51,13 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: dict[str, dict[str, Any]] = {}
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole, _, cut_off = text.rpartition("\n")
+        written = path.read_bytes() if path.exists() else b""
+        whole = written[: written.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):
             content = _parse(line, f"{path}: line {number}")
             self._lines[_key(content["job"])] = content
-        if cut_off:
-            path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+        if len(whole) < len(written):
+            os.truncate(path, len(whole))  # in place: a full disk or a kill loses nothing else
 
     def find(self, job: Job) -> Outcome | None:
         """What the job found when it was run, or None."""
@@ -78,8 +79,10 @@ class Store:
             "alone": None if outcome.alone is None else dataclasses.asdict(outcome.alone),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(content) + "\n")
+        with self.path.open("ab") as file:
+            file.write(json.dumps(content).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         self._lines[_key(content["job"])] = content
 
     def execute(self, jobs: Sequence[Job], **options: Any) -> Iterator[Outcome]:
@@ -102,10 +105,10 @@ class Store:
                 yield outcome
 
 
-def _parse(line: str, place: str) -> dict[str, Any]:
+def _parse(line: bytes, place: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
-    except json.JSONDecodeError:
+    except ValueError:
         content = None
     if not isinstance(content, dict) or not {"job", "runs", "alone"} <= set(content):
         raise ValueError(f"{place} is not a finished job; name another folder, or delete the file")

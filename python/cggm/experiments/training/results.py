@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .experiment import Experiment
+from ..datasets.experiment import Experiment
 from .methods import Method
 
 

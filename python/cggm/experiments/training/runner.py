@@ -9,16 +9,18 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
 
-from .experiment import Experiment
+from ..datasets.experiment import Experiment
+from .loop import OPTIMIZERS, run_job
 from .methods import Method
 from .results import Job, Outcome
-from .training import OPTIMIZERS, run_job
 
 POLL_SECONDS = 0.2
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def plan(
@@ -45,8 +47,8 @@ def plan(
     Raises:
         ValueError: an unknown optimizer, no seeds, fewer than one epoch.
 
-    >>> from cggm.experiments import avdigits
-    >>> from cggm.experiments.methods import METHODS
+    >>> from cggm.experiments.datasets import avdigits
+    >>> from cggm.experiments.training.methods import METHODS
     >>> len(plan(avdigits.build, methods=METHODS, optimizers=["sgd", "adam"], seeds=range(3)))
     6
     """
@@ -85,13 +87,13 @@ def execute(
 ) -> Iterator[Outcome]:
     """Run the jobs in worker processes of one thread each, and yield what they find as they end.
 
-    However this generator ends (Ctrl-C, an error, `close()`), the workers stop within an epoch. Ctrl-C is raised
-    from here, as `KeyboardInterrupt`, once what has ended by then has been yielded.
+    However this generator ends (Ctrl-C, SIGTERM, an error, `close()`), the workers stop within an epoch. Ctrl-C and
+    SIGTERM raise `KeyboardInterrupt` from here, after the outcomes of finished jobs.
 
     Args:
         jobs: what to do.
-        processes: workers, by default one per core.
-        advance: called now and then with the number of epochs done since its last call.
+        processes: number of workers; by default one per core.
+        advance: called regularly with the number of epochs finished since its last call.
 
     Raises:
         ValueError: fewer than one process.
@@ -108,15 +110,21 @@ def execute(
         initargs=(epochs, stop),
     )
     seen = 0
-    with _interrupts_counted() as interrupts:
+    interrupts: list[int] = []
+    # An exception raised at any line would break the locks of the pool and of the progress bar: count instead.
+    with handle_signals(STOPPING, lambda number, frame: interrupts.append(number)):
         try:
-            with _interrupts_ignored():  # inherited by the workers: Ctrl-C is this process's to handle
+            with handle_signals(
+                (signal.SIGINT,), signal.SIG_IGN
+            ):  # inherited by the workers, which Ctrl-C reaches too
                 running = {pool.submit(_work, job) for job in jobs}
             while running:
                 ended, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 advance(epochs.value - seen)
                 seen = epochs.value
                 for future in ended:
+                    if interrupts and isinstance(future.exception(), BrokenProcessPool):
+                        raise KeyboardInterrupt  # SIGTERM reached the workers, too
                     yield future.result()
                 if interrupts:
                     raise KeyboardInterrupt
@@ -159,24 +167,14 @@ def _count_epoch() -> None:
 
 
 @contextlib.contextmanager
-def _sigint(handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers elsewhere
+def handle_signals(numbers: Iterable[int], handler: Any) -> Iterator[None]:
+    """Handle signals in another way for a while; does nothing outside the main thread, where Python forbids it."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, handler)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _interrupts_ignored() -> contextlib.AbstractContextManager[None]:
-    return _sigint(signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _interrupts_counted() -> Iterator[list[int]]:
-    """Collect interrupts: raised just anywhere, they would break the locks of the pool and of the progress bar."""
-    interrupts: list[int] = []
-    with _sigint(lambda number, frame: interrupts.append(number)):
-        yield interrupts
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

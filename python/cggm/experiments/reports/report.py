@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 import platform
+import secrets
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ from rich.table import Table
 import cggm
 import cggm_ops
 
+from ..training.results import Alone, Outcome, Run
+from ..training.runner import cores
 from .intervals import Interval
-from .results import Alone, Outcome, Run
-from .runner import cores
 
 
 class Spread(NamedTuple):
@@ -171,7 +171,13 @@ def write_json(path: Path, outcomes: Sequence[Outcome]) -> None:
         "runs": [dataclasses.asdict(run) for outcome in outcomes for run in outcome.runs],
         "alone": [dataclasses.asdict(outcome.alone) for outcome in outcomes if outcome.alone],
     }
+    text = json.dumps(content, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with unfinished.open("x", encoding="utf-8") as file:
+            file.write(text)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

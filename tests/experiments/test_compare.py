@@ -8,15 +8,17 @@ import torch
 from torch import nn
 
 from cggm import cli
-from cggm.experiments import compare_report, datasets, report, store, training, tuning, uci, watch
 from cggm.experiments.compare import Comparison, run_compare
+from cggm.experiments.datasets import registry, uci, watch
 from cggm.experiments.experiment import Experiment, Split, Splits
-from cggm.experiments.intervals import Interval
-from cggm.experiments.measuring import peak_bytes
-from cggm.experiments.methods import METHODS, Method, choose_methods
-from cggm.experiments.results import Alone, Job, Outcome, Run
+from cggm.experiments.reports import comparison, report
+from cggm.experiments.reports.intervals import Interval
+from cggm.experiments.training import loop, store, tuning
+from cggm.experiments.training.measuring import peak_bytes
+from cggm.experiments.training.methods import METHODS, Method, choose_methods
+from cggm.experiments.training.results import Alone, Job, Outcome, Run
 
-DATA = resources.files("cggm.experiments") / "data"
+DATA = resources.files("cggm.experiments.datasets") / "data"
 
 
 def make_run(method="joint", seed=0, accuracy=0.5, **changes):
@@ -149,7 +151,7 @@ def test_every_data_set_trains():
     torch.set_num_threads(1)
     for name in ("uci-six", "watch"):
         job = Job(
-            build=datasets.DATASETS[name],
+            build=registry.DATASETS[name],
             optimizer="adam",
             methods=choose_methods(["joint", "default"]),
             seed=0,
@@ -157,7 +159,7 @@ def test_every_data_set_trains():
             only_accuracy=True,
         )
         chance = 0.1 if name == "uci-six" else 1 / 7
-        for run in training.run_job(job).runs:
+        for run in loop.run_job(job).runs:
             assert run.dataset == name
             assert run.accuracy > 2 * chance
             assert run.probe == {}
@@ -175,7 +177,7 @@ def test_every_data_set_trains():
 )
 def test_experiments_that_are_none(name, message):
     with pytest.raises(ValueError, match=message):
-        datasets.find_experiment(name)
+        registry.find_experiment(name)
 
 
 # methods -------------------------------------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ def test_experiments_that_are_none(name, message):
 def test_every_method_trains_and_is_measured():
     torch.set_num_threads(1)
     job = Job(build=build_balanced, optimizer="sgd", methods=METHODS, seed=0, epochs=2)
-    runs = training.run_job(job).runs
+    runs = loop.run_job(job).runs
     assert [run.method for run in runs] == list(METHODS)
     for run in runs:
         assert 0 <= run.validation <= 1
@@ -196,10 +198,10 @@ def test_every_method_trains_and_is_measured():
 def test_encoder_rates_are_learning_rates_of_their_own():
     model = TwoEncoders()
     wrapping = {"encoders": {"left": "left", "right": "right"}, "head": "head", "classifiers": None}
-    started = training.Training(
+    started = loop.Training(
         model,
         Method(encoder_rates=(4.0, 1.0)),
-        training.OPTIMIZERS["sgd"],
+        loop.OPTIMIZERS["sgd"],
         wrapping,
         learning_rate=0.1,
         seed=0,
@@ -208,10 +210,10 @@ def test_encoder_rates_are_learning_rates_of_their_own():
     assert len(rates) == len(list(model.parameters()))
     assert (rates[model.left.weight], rates[model.right.weight], rates[model.head.weight]) == (0.4, 0.1, 0.1)
     with pytest.raises(ValueError, match="encoder_rates must be 2 numbers"):
-        training.Training(
+        loop.Training(
             TwoEncoders(),
             Method(encoder_rates=(1.0,)),
-            training.OPTIMIZERS["sgd"],
+            loop.OPTIMIZERS["sgd"],
             wrapping,
             learning_rate=0.1,
             seed=0,
@@ -371,17 +373,17 @@ def test_tables_and_picture(tmp_path):
     ]
     rows = report.summarize(runs, [])
     console = Console(width=110, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    for table in compare_report.tables(rows):
+    for table in comparison.tables(rows):
         console.print(table)
     text = console.export_text()
     assert text.count("+2.0 [-0.5, +4.5]") == 4
     assert text.count("3/3") == 4
     assert text.count("1.50x") == 4
     path = tmp_path / "new" / "compare.png"
-    compare_report.plot(rows, path)
+    comparison.plot(rows, path)
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no difference to joint"):
-        compare_report.plot([row for row in rows if row.method == "joint"], path)
+        comparison.plot([row for row in rows if row.method == "joint"], path)
 
 
 # the command ---------------------------------------------------------------------------------------------------------
@@ -406,7 +408,7 @@ def test_compare_runs_tunes_and_goes_on(tmp_path, capsys, monkeypatch):
     def here(jobs, **options):  # worker processes have tests of their own
         for job in jobs:
             ran.append(job)
-            yield training.run_job(job)
+            yield loop.run_job(job)
 
     monkeypatch.setattr(store, "execute", here)
     arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--tune"]
@@ -457,8 +459,8 @@ def test_an_interrupted_comparison_reports_what_it_has(tmp_path, monkeypatch, ca
         raise KeyboardInterrupt
 
     monkeypatch.setattr(store, "execute", stopped)
-    comparison = Comparison(experiment="test_compare:build", methods=("joint", "unimodal"), out=tmp_path)
-    assert not run_compare(comparison)
+    asked = Comparison(experiment=("test_compare:build",), methods=("joint", "unimodal"), out=tmp_path)
+    assert not run_compare(asked)
     assert "goes on from" in capsys.readouterr().out
     assert len((tmp_path / "compare.jsonl").read_text().splitlines()) == 1
     assert (tmp_path / "compare.json").exists()

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-FEATURES = 32  # what every encoder puts out
-HIDDEN = 32  # of the fusion, and of a unimodal classifier, so that its output layer has the head's shape
+FEATURES = 32  # width of every encoder's output
+HIDDEN = 32  # width of the fusion and of a unimodal classifier, whose output layer then has the head's shape
 
 
 def vector_encoder(width: int) -> nn.Module:
@@ -24,7 +24,7 @@ class SeriesEncoder(nn.Module):
     """Two convolutions over time, mean and maximum, one linear layer: `[B, channels, T] -> [B, 32]`.
 
     Args:
-        channels: of the series.
+        channels: channels of the series.
 
     >>> SeriesEncoder(13)(torch.randn(5, 13, 32)).shape
     torch.Size([5, 32])
@@ -39,8 +39,38 @@ class SeriesEncoder(nn.Module):
 
     def forward(self, series: Tensor) -> Tensor:
         """Features `[B, 32]` of a series `[B, channels, T]`, T at least 9."""
-        time = self.convolutions(series)  # [B, 48, (T - 5) // 4]
-        return self.output(torch.cat([time.mean(2), time.amax(2)], dim=1))
+        return self.output(_mean_and_maximum(self.convolutions(series)))  # of [B, 48, (T - 5) // 4]
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Three convolutions over time with batch normalization, mean and maximum, one linear layer.
+
+    `[B, channels, T] -> [B, 32]`
+
+    Args:
+        channels: channels of the series.
+        widths: channels after each convolution; the first two halve the time.
+
+    >>> ConvolutionalEncoder(6)(torch.randn(5, 6, 128)).shape
+    torch.Size([5, 32])
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, int, int] = (128, 128, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, stride in zip((channels, *widths), widths, (2, 2, 1), strict=False):
+            layers += [nn.Conv1d(before, after, 5, stride, padding=2), nn.BatchNorm1d(after), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.output = nn.Linear(2 * widths[-1], FEATURES)
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Features `[B, 32]` of a series `[B, channels, T]`."""
+        return self.output(_mean_and_maximum(self.convolutions(series)))
+
+
+def _mean_and_maximum(series: Tensor) -> Tensor:
+    """Over time: `[B, C, T] -> [B, 2C]`."""
+    return torch.cat([series.mean(2), series.amax(2)], dim=1)
 
 
 class ConcatenationModel(nn.Module):
@@ -48,7 +78,7 @@ class ConcatenationModel(nn.Module):
 
     Args:
         encoders: modality -> encoder to 32 features, in the order of the inputs.
-        classes: how many logits.
+        classes: number of logits.
 
     >>> model = ConcatenationModel({"a": vector_encoder(3), "b": vector_encoder(7)}, 5)
     >>> model(torch.randn(2, 3), torch.randn(2, 7)).shape

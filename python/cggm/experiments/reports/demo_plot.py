@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .results import History
+from ..training.results import History
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers and in print.
 MODALITY_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .experiment import Experiment
+from ..datasets.experiment import Experiment
 from .methods import Method
 from .results import Job, Outcome
 from .runner import plan

@@ -1,0 +1,78 @@
+"""The user's own experiments: `module:object` and `path/file.py:object`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from .experiment import Experiment
+
+
+def load_own(name: str) -> Experiment:
+    """The user's experiment; the user's module runs, so it must be trusted.
+
+    Args:
+        name: `module:object` or `path/file.py:object`, where the object is an `Experiment`, or a function without
+            arguments that returns one. The module may lie in the current folder.
+
+    Raises:
+        ValueError: the module or object is missing, raises an error, or is not an experiment.
+
+    >>> load_own("cggm.experiments.datasets.uci:build").name
+    'uci'
+    """
+    module, _, attribute = name.rpartition(":")
+    try:
+        found = getattr(_import_file(Path(module)) if module.endswith(".py") else _import(module), attribute)
+        experiment = found() if callable(found) else found
+    except Exception as error:  # it runs the user's code
+        raise ValueError(f"experiment {name!r}: {explain(error)}") from error
+    if not isinstance(experiment, Experiment):
+        raise ValueError(
+            f"experiment {name!r} must be a cggm.experiments.experiment.Experiment or a function that returns one, "
+            f"got {type(experiment).__name__}"
+        )
+    return experiment
+
+
+def explain(error: Exception) -> str:
+    """One line about an error in the user's code: type, place and message."""
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.filename[0] != "<" and f.filename != __file__
+    ]
+    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}: {' '.join(str(error).split())}"
+
+
+def _import(module: str) -> ModuleType:
+    _find_also(os.getcwd())
+    return importlib.import_module(module)
+
+
+def _import_file(path: Path) -> ModuleType:
+    known = f"cggm_experiment_{path.stem}"
+    if known in sys.modules and sys.modules[known].__file__ == str(path):
+        return sys.modules[known]
+    _find_also(str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(known, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known] = module  # dataclasses look there for their module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[known]
+        raise
+    return module
+
+
+def _find_also(folder: str) -> None:
+    """Look for modules in the folder, too; last, so that nothing in it hides an installed module."""
+    if folder not in sys.path:
+        sys.path.append(folder)

@@ -1,0 +1,1 @@
+"""Tables, pictures and confidence intervals."""
