@@ -28,8 +28,9 @@ def wrapped(make, width, depth, flatten):
         head="head",
         policy=CGGM(),
         apply="gradient",
-        flatten=flatten,
     )
+    if flatten:
+        optimizer.flatten_gradients()
 
     def backward(set_to_none):
         optimizer.zero_grad(set_to_none=set_to_none)

@@ -11,6 +11,7 @@ from harness import compare
 from torch import nn
 from torch.nn import functional as F
 
+from cggm import Encoder
 from cggm.experiments.datasets.registry import DATASETS
 from cggm.experiments.training.loop import OPTIMIZERS, Training
 from cggm.experiments.training.methods import METHODS
@@ -52,7 +53,11 @@ def steps(model, classifiers, encoders, batch, optimizer, names):
     """Method -> one training step of a copy of the model."""
 
     def start(name):
-        wrapping = {"encoders": encoders, "head": "head", "classifiers": copy.deepcopy(classifiers)}
+        own = copy.deepcopy(classifiers)
+        wrapping = {
+            "encoders": {name: Encoder(path, classifier=own[name]) for name, path in encoders.items()},
+            "head": "head",
+        }
         training = Training(
             copy.deepcopy(model),
             METHODS[name],

@@ -14,14 +14,11 @@ from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, NormEqualization
 
 CLASSES = 100
 JOINT, BY_HAND = "joint", "joint and hand-written classifiers"
+FLATTENED = 'CGGM(), apply="gradient", flatten_gradients()'
 WRAPPED: dict[str, Callable[[], dict[str, Any]]] = {  # the wrapper's options
     "CGGM()": lambda: {"policy": CGGM()},
     'CGGM(), apply="gradient"': lambda: {"policy": CGGM(), "apply": "gradient"},
-    'CGGM(), apply="gradient", flatten=True': lambda: {
-        "policy": CGGM(),
-        "apply": "gradient",
-        "flatten": True,
-    },
+    FLATTENED: lambda: {"policy": CGGM(), "apply": "gradient"},
     "NormEqualization() + ModalityDropout(0.2)": lambda: {
         "policy": NormEqualization() + ModalityDropout(0.2)
     },
@@ -123,6 +120,8 @@ class Training:
             self.optimizer = self.wrapper = CGGMOptimizerWrapper(
                 base, self.model, encoders=encoders, head="head", **WRAPPED[way]()
             )
+            if way == FLATTENED:
+                self.wrapper.flatten_gradients()
 
     def forward(self) -> Tensor:
         """The multimodal loss."""

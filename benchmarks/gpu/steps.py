@@ -62,7 +62,7 @@ def time_steps(optimizer: str, shape: Shape, settings: Settings, *, captured: bo
         "ms": {way: timing.median * 1e3 for way, timing in timings.items()},
         "of joint": {way: timing.ratio(timings[JOINT]) for way, timing in timings.items()},
         "of joint with classifiers": {way: timing.ratio(timings[BY_HAND]) for way, timing in timings.items()},
-        "folded": {way: t.wrapper.folded for way, t in trainings.items() if t.wrapper is not None},
+        "fused": {way: t.wrapper.uses_fused_step for way, t in trainings.items() if t.wrapper is not None},
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from cggm import CGGM, CGGMOptimizerWrapper
+from cggm import CGGM, CGGMOptimizerWrapper, Encoder
 from cggm.experiments.training.methods import Method, choose_methods
 
 Metrics = dict[str, float]
@@ -37,7 +37,7 @@ class Recipe:
         model: the model, `model(*inputs) -> output`.
         encoders: modality -> dotted name.
         head: dotted name of the output layer.
-        classifiers: as the optimizer wrapper takes them.
+        classifiers: modality -> unimodal classifier; None for the default ones.
         task: as the optimizer wrapper takes it; its loss trains the model, too.
         optimizer: parameters -> optimizer.
         metrics: outputs and targets of a whole part -> figures; the first decides, the higher the better.
@@ -56,7 +56,7 @@ class Recipe:
     model: nn.Module
     encoders: Mapping[str, str]
     head: str
-    classifiers: Mapping[str, nn.Module] | str | None
+    classifiers: Mapping[str, nn.Module] | None
     task: Any
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     metrics: Callable[[Tensor, Tensor], Metrics]
@@ -151,11 +151,13 @@ def _wrap(
     wrapped = CGGMOptimizerWrapper(
         optimizer,
         model,
-        encoders=recipe.encoders,
+        encoders={
+            name: Encoder(encoder, classifier=recipe.classifiers and recipe.classifiers[name])
+            for name, encoder in recipe.encoders.items()
+        },
         head=recipe.head,
         policy=method.policy,
         task=recipe.task,
-        classifiers=recipe.classifiers,
         apply=method.apply,
         classifier_lr=recipe.classifier_group["lr"],
     )

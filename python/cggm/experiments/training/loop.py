@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cggm import CGGMOptimizerWrapper
+from cggm import CGGMOptimizerWrapper, Encoder
 from cggm.recorder import Recorder
 
 from ..datasets.experiment import Experiment, Splits
@@ -53,7 +53,7 @@ class Training:
         self.learning_rate = learning_rate
         self.clip = method.clip
         self.own_parameters = list(model.parameters())  # before the wrapper adds the classifiers'
-        encoders = [model.get_submodule(path) for path in wrapping["encoders"].values()] if wrapping else []
+        encoders = [model.get_submodule(e.module) for e in wrapping["encoders"].values()] if wrapping else []
         groups = _parameter_groups(model, encoders, method.encoder_rates, learning_rate)
         self.optimizer = make_optimizer(groups, lr=learning_rate)
         self.recorder: Recorder | None = None
@@ -176,9 +176,11 @@ def _prepare(
     trainings = {}
     for name, method in job.methods.items():
         wrapping = {
-            "encoders": dict(experiment.encoders),
+            "encoders": {
+                modality: Encoder(path, classifier=copy.deepcopy(classifiers[modality]))
+                for modality, path in experiment.encoders.items()
+            },
             "head": experiment.head,
-            "classifiers": copy.deepcopy(classifiers),
         }
         trainings[name] = start(copy.deepcopy(model), method, job.learning_rates.get(name, own), wrapping)
     if job.only_accuracy:
