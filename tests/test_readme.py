@@ -15,7 +15,6 @@ from cggm.tasks import find_task
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-CODE = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [
     line
     for language, code in BLOCKS
@@ -25,11 +24,15 @@ COMMANDS = [
 ]
 
 
-def test_the_code_blocks_run_in_their_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_code_blocks_run_in_their_order(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert CODE
-    script = tmp_path / "readme.py"
-    script.write_text("\n\n".join(CODE))
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    assert blocks
+    script = tmp_path / "blocks.py"
+    script.write_text("\n\n".join(blocks))
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
 

@@ -1,4 +1,4 @@
-"""Constants on a device, without waiting for it."""
+"""Small tensors on a device, made without waiting for it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @functools.lru_cache(maxsize=64)
 def constant(values: tuple, device: torch.device) -> Tensor:
-    """A float32 tensor of the values, made once per device: a copy from the host in every step would wait for it.
+    """A float32 tensor of the values, made once per device: copying from the host in every step would wait for it.
 
     Args:
         values: numbers, or tuples of numbers of one length.
-        device: where it is to lie.
+        device: the tensor's device.
 
     >>> constant(((1.0, 0.0), (0.0, 1.0)), torch.device("cpu")).shape
     torch.Size([2, 2])
@@ -25,11 +25,11 @@ def constant(values: tuple, device: torch.device) -> Tensor:
 
 
 def table(values: Sequence[Sequence[float]], device: torch.device) -> Tensor:
-    """A float32 tensor `[R, C]` of values that change from step to step; to a GPU it goes from pinned memory.
+    """A float32 tensor `[R, C]` of values that change from step to step, copied to a GPU from pinned memory.
 
     Args:
         values: R rows of C numbers.
-        device: where it is to lie.
+        device: the tensor's device.
 
     >>> table([[1.0, 2.0]], torch.device("cpu"))
     tensor([[1., 2.]])

@@ -1,4 +1,4 @@
-"""What the balancing did, step by step, kept on the device until it is asked for."""
+"""A record of the statistics of every step, kept on the device until it is read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Recorder:
             )
         if self._steps and names != self._names:
             raise RuntimeError(f"statistics are now {list(names)}, but the record has {list(self._names)}")
-        # One stack copies them all: the wrapper may use its tensors again.
+        # One stack copies them all: the wrapper reuses its tensors.
         step = torch.stack([statistics[name].detach().float() for name in names])
         self._names = names
         self._steps.append(step)
@@ -74,10 +74,10 @@ class Recorder:
         return {name: steps[:, k] for k, name in enumerate(self._names)}
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Draw coefficients and scores over the steps into a picture; its ending says which kind.
+        """Draw coefficients and scores over the steps into a picture.
 
         Args:
-            path: file to write, `.png`, `.pdf` or `.svg`.
+            path: file to write, `.png`, `.pdf` or `.svg`; the ending decides which kind.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed; `pip install "cggm[demo]"` brings it.

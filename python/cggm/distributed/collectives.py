@@ -1,7 +1,7 @@
 """Collectives between the processes that train one model, and the shards that they hold.
 
-Replicas (DistributedDataParallel) hold whole gradients; shards (FSDP2) hold `DTensor`s, of which the arithmetic
-elsewhere only ever sees the local part: `local` hands it out, and sums over it are added up over the mesh.
+Replicas (DistributedDataParallel) hold whole gradients. Shards (FSDP2) hold `DTensor`s: `local` gives this process's
+part of one, and sums over that part are added up over the mesh.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def first_ranks_(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def _exchange_(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> None:
-    """Replace tensors by what a collective makes of all of them in one row; left alone in a single process."""
+    """Run one collective over all tensors, flattened into one; in a single process nothing happens."""
     if world_size() == 1 or not tensors:
         return
     flat = collective(torch.cat([t.flatten() for t in tensors]))
@@ -85,7 +85,7 @@ def _exchange_(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this is a `DTensor`; where nobody has imported them, which takes a second, there is none.
+    """Whether this is a `DTensor`. Importing the class takes a second, so it is looked up only if it is loaded.
 
     >>> is_sharded(torch.ones(2))
     False
@@ -118,7 +118,7 @@ def shard_groups(tensor: Tensor) -> Groups:
 
 
 def sum_over_shards(sums: Tensor, groups: Groups) -> Tensor:
-    """Sums of local parts, added up over the ranks that hold the other parts.
+    """Add up sums of local parts over the ranks that hold the other parts.
 
     Args:
         sums: any shape; mutated where there are groups.

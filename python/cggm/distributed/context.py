@@ -16,9 +16,9 @@ from .collectives import average_over_ranks_, is_sharded, shard_groups, world_si
 class DistributedContext:
     """Knows how a model is distributed, and keeps the unimodal classifiers equal on all ranks where nothing else does.
 
-    `DistributedDataParallel` made after the classifiers were attached counts them among its parameters and
-    reduces their gradients; made before, it does not know them, and they are averaged here, in one collective.
-    With `fully_shard` they become a sharded module of their own.
+    A `DistributedDataParallel` that was made after the classifiers were attached reduces their gradients. One that was
+    made before does not know them, and their gradients are averaged here, in one collective. With `fully_shard` the
+    classifiers become a sharded module of their own.
 
     Args:
         model: the user's model as given, in its wrapper or not.
@@ -56,10 +56,10 @@ class DistributedContext:
 
     @torch.no_grad()
     def start(self) -> bool:
-        """Give all ranks the first one's values, where DistributedDataParallel has not done so.
+        """Give all ranks the first rank's values, where DistributedDataParallel has not done so.
 
         Returns:
-            Whether this process alone may still change the classifiers' shapes.
+            Whether the classifiers' shapes may still change: only a single process can decide that alone.
         """
         if self._reducer is not None and not self._known():
             for tensor in (*self._classifiers.parameters(), *self._classifiers.buffers()):
@@ -78,7 +78,7 @@ class DistributedContext:
                 at_end_of_backward(self.average_gradients_)
 
     def average_gradients_(self) -> None:
-        """Average the classifiers' gradients over the ranks, if some have come since this was last done."""
+        """Average the classifiers' gradients over the ranks, if there are new ones since the last time."""
         if not self._to_average:
             return
         self._to_average = False

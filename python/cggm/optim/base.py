@@ -1,4 +1,4 @@
-"""An optimizer around another one, which everything that takes an optimizer can take."""
+"""An optimizer around another one, accepted wherever torch accepts an optimizer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _REFUSED = {
 class OptimizerWrapper(Optimizer):
     """A `torch.optim.Optimizer` whose groups, state and defaults are those of `base`, live.
 
-    Copies would go stale as soon as `load_state_dict` replaces the base's. Nothing else is delegated: an
-    attribute such as `_step_supports_amp_scaling` promises what only the base's own step could keep.
+    They are properties, since copies would go stale as soon as `load_state_dict` replaces the base's. Nothing else is
+    delegated: an attribute such as `_step_supports_amp_scaling` promises something that only the base's own step does.
 
     Args:
         base: the optimizer to drive.
@@ -52,7 +52,7 @@ class OptimizerWrapper(Optimizer):
 
     @staticmethod
     def profile_hook_step(step: Callable[..., Any]) -> Callable[..., Any]:
-        """torch's own, which puts hooks and label around `step`, left out where nobody sees them."""
+        """Put torch's hooks and profiler label around `step`, but only where somebody looks at them."""
         hooked = Optimizer.profile_hook_step(step)
 
         @wraps(step)
@@ -91,8 +91,8 @@ class OptimizerWrapper(Optimizer):
     def max_norm(self) -> float | None:
         """The norm to which `step()` clips the model's gradients, after modulation; None, at first, for no clipping.
 
-        One norm of all gradients together, without the unimodal classifiers', as `clip_grad_norm_` takes it. Set it
-        from the training loop. Not part of checkpoints.
+        It is the norm of all gradients together without the unimodal classifiers', as in `clip_grad_norm_`. Set it
+        from the training loop. It is not part of checkpoints.
         """
         return self._max_norm
 
@@ -122,13 +122,13 @@ class OptimizerWrapper(Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned; on an error nothing is changed.
+        """Load what `state_dict()` returned. An error changes nothing.
 
         Args:
             state_dict: left alone.
 
         Raises:
-            ValueError: a field is missing or does not fit; the message names it.
+            ValueError: a field is missing or does not fit.
         """
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -146,7 +146,7 @@ class OptimizerWrapper(Optimizer):
 
 
 def complete_state(optimizer: Optimizer) -> None:
-    """Give Adagrad the state of parameters added after it was made, which torch 2.11 leaves out and then asks for."""
+    """Give Adagrad the state of parameters that were added later: torch 2.11 does not, and then fails in `step()`."""
     if type(optimizer) is not Adagrad:
         return
     parameters = (p for group in optimizer.param_groups for p in group["params"])

@@ -39,16 +39,16 @@ def take_entries(
 ) -> tuple[dict[str, Any], list[Tensor] | None, State]:
     """Split a state dict into the wrapped optimizer's own, the classifiers' values and the policy's state.
 
-    Of a plain optimizer's state dict, saved without a wrapper, the last two are None and `expected`.
+    A plain optimizer's state dict, saved without a wrapper, gives None and `expected` for the last two.
 
     Args:
         state_dict: left alone.
         optimizer: the wrapped one.
         classifiers: the unimodal classifiers.
-        expected: the policy's state before the first step: its names and shapes are asked for.
+        expected: the policy's state before the first step, for its names and shapes.
 
     Raises:
-        ValueError: a missing or misshapen entry, named. Nothing has been changed then.
+        ValueError: a missing or misshapen entry. Nothing has been changed then.
     """
     for field in ("state", "param_groups"):
         if field not in state_dict:
@@ -111,7 +111,7 @@ def plain_state_dict(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _holders(state_dict: dict[str, Any]) -> set[Any]:
-    """Keys of the parameters that are classifiers'."""
+    """Keys of the classifiers' parameters."""
     return {key for key, entry in state_dict["state"].items() if _VALUE in entry}
 
 

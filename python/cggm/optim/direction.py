@@ -1,4 +1,4 @@
-"""Direction of the head's gradient: turned towards the unimodal classifiers that should catch up."""
+"""The head's direction: its gradient is turned towards the unimodal classifiers that should catch up."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from cggm_ops.checks import DTYPES, is_dense
 from ..torch_private import has_pre_hooks, is_watched
 from .fused_rules import RULES, Entry, Modulate, partition
 
-_PLAIN = (nn.Parameter, Tensor)  # no subclass: what is inside a DTensor is for its own optimizer to know
+_PLAIN = (nn.Parameter, Tensor)  # no subclass: only its own optimizer can step a DTensor
 
 
 class FusedStep:
@@ -37,7 +37,7 @@ class FusedStep:
         self._forget()
 
     def _forget(self) -> None:
-        # Parameters and states whose layouts fit, and where the parameters lay then: `model.to(...)` moves them.
+        # Parameters and states whose layouts fit, and the parameters' addresses then: `model.to(...)` changes them.
         self._fitting: tuple[list[Tensor], list[Entry], list[int]] = ([], [], [])
         self._entries: list[Entry] = []  # the states of the parameters, in their order
 
@@ -109,7 +109,7 @@ class FusedStep:
                 yield settings[kind[0]], *lists
 
     def _layout_reason(self, parameters: list[Tensor]) -> str | None:
-        """Looked into once for the same parameters with the same states; torch keeps the layouts of what it makes."""
+        """Why the kernels cannot take these layouts; cached while parameters, states and addresses stay the same."""
         state = self._base.state
         entries = list(state.values())
         known, known_entries, places = self._fitting
@@ -148,7 +148,7 @@ _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 def _outside(group: dict[str, Any]) -> str | None:
-    """The option of a parameter group that the kernels do not know."""
+    """Why the kernels cannot take a parameter group's options, or None."""
     for option in ("amsgrad", "capturable", "differentiable"):
         if group.get(option):
             return f"{option}=True"

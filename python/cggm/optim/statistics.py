@@ -1,4 +1,4 @@
-"""What the last balanced step measured, as device tensors."""
+"""The measurements of the last balanced step, as device tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 class Statistics(Mapping[str, Tensor]):
     """`scores`, `coefficients`, `cosines` and `grad_norms`, each `[M]` and on the device, of the last step.
 
-    Reading one never waits for the device; `.tolist()` on it does. `grad_norms` is measured when it is first
-    read where the step itself did not need it, and then tells of the gradients as they are at that moment.
+    Reading one never waits for the device; `.tolist()` on it does. Where the step itself did not need `grad_norms`,
+    the first read measures them, from the gradients as they are at that moment.
 
     >>> import torch
     >>> statistics = Statistics({"scores": torch.zeros(2)}, grad_norms=lambda: torch.ones(2))

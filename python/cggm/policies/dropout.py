@@ -1,4 +1,4 @@
-"""Modality dropout: now and then a sample has to do without one of its modalities."""
+"""Modality dropout: some samples lose one of their modalities before the fusion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norm equalisation: at an encoder's output, both losses' gradients count alike."""
+"""Norm equalization: both losses' gradients have equal weight at an encoder's output."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _NOTHING = 1e-20  # a smaller norm counts as zero, as its squares become in floa
 class NormEqualization(Combiner):
     """Adds both losses' feature gradients at equal norms: `g = m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`.
 
-    `m = max(‖g_m‖, ‖g_u‖)`; norms over the whole batch of features. No hyper-parameter. A zero gradient counts as
-    nothing. The rule is homogeneous, so loss scaling passes through; with gradient accumulation each
-    micro-batch is a batch of its own.
+    `m = max(‖g_m‖, ‖g_u‖)`, with norms over the whole batch of features. No hyper-parameter. A zero gradient adds
+    nothing. The rule is homogeneous, so loss scaling passes through. With gradient accumulation each micro-batch is
+    combined by itself.
 
     >>> NormEqualization().combine(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 6.0]))
     tensor([6., 6.])

@@ -34,7 +34,7 @@ def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class MMPareto(Combiner):
-    """Combines each encoder's multimodal and unimodal gradient so that neither is worked against.
+    """Combines each encoder's multimodal and unimodal gradient so that a step harms neither loss.
 
     Weights from the whole encoder's gradients (`pareto_weight`). Then, tensor by tensor, `h = 2 w_m g_m + 2 w_u g_u` is
     raised to the norm of `g_m + g_u` where that is larger, and multiplied by γ. Parameters outside the encoders get
@@ -42,10 +42,9 @@ class MMPareto(Combiner):
     tensor are those of its released script.)
 
     Two backward passes run through the encoders instead of one, inside the one `loss.backward()`, and the gradients of
-    all encoders are held twice until both have run. With gradient
-    accumulation each micro-batch is a batch of its own. What lies before an encoder's input gets no gradient.
-    Several processes average both gradients, which takes `DistributedDataParallel(model, find_unused_parameters=True)`.
-    `FeaturePareto` has neither limit and costs one pass.
+    all encoders are held twice until both have run. With gradient accumulation each micro-batch is combined by itself.
+    Modules before an encoder's input get no gradient. Several processes average both gradients, which takes
+    `DistributedDataParallel(model, find_unused_parameters=True)`. `FeaturePareto` has neither limit and costs one pass.
 
     Args:
         gamma: γ, `>= 0`.

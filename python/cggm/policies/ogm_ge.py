@@ -29,9 +29,9 @@ class OGMGE(Coefficients):
     `std(g) + 1e-8` is added to each of the encoders' gradient tensors, `std(g)` taken before the coefficient. All
     parameters of the encoders take part; the released script touches those of convolutions only.
 
-    The confidences are those of the unimodal classifiers, which any fusion allows. For a head that takes the
-    concatenated features directly, the released script instead splits the head: `split_head=True` does that.
-    The script modulates from a first to a last epoch: set `optimizer.active` from the training loop.
+    The confidences come from the unimodal classifiers, whatever the fusion is. The released script has a head that gets
+    the concatenated features, and splits that head instead: `split_head=True` does the same. The script modulates
+    from a first to a last epoch: set `optimizer.active` from the training loop.
 
     Args:
         alpha: α `>= 0`.
