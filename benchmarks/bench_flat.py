@@ -14,7 +14,7 @@ OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=1e-5, momentum=0.9),
     "RMSprop": lambda p: torch.optim.RMSprop(
         p, lr=1e-5
-    ),  # not folded: the coefficients need a pass of their own
+    ),  # not fused: the coefficients need a pass of their own
 }
 shapes = pytest.mark.parametrize(("width", "depth"), [(16, 250), (64, 50), (512, 10), (1024, 10)])
 

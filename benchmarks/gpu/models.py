@@ -111,7 +111,7 @@ class Training:
         self.target = torch.randint(CLASSES, (shape.batch,), device=device)
         self.classifiers = [_classifier(shape.width).to(device) for _ in range(2)] if way == BY_HAND else []
         own = [p for classifier in self.classifiers for p in classifier.parameters()]
-        wrapped = way in WRAPPED  # whose folded step needs no capturable=True
+        wrapped = way in WRAPPED  # whose fused step needs no capturable=True
         base = OPTIMIZERS[optimizer]([*self.model.parameters(), *own], captured and not wrapped)
         self.optimizer = base
         self.wrapper: CGGMOptimizerWrapper | None = None

@@ -1,14 +1,15 @@
-"""When a step is folded and when not, and that what surrounds it (hooks, scalers, copies) goes on as before."""
+"""When a step is fused and when not, and that what surrounds it (hooks, scalers, copies) goes on as before."""
 
 import copy
 from unittest import mock
 
 import pytest
 import torch
-from test_folded import OPTIMIZERS, POLICY, assert_same_training, each_application, pair, prevent
+from test_fused_training import OPTIMIZERS, POLICY, assert_same_training, each_application, pair, prevent
 from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
+from cggm import UnimodalLosses
 from cggm.optim import fused_rules as rules
 from cggm.optim.fused import FusedStep
 from helpers import backward, batches, flat, small_model, train, wrap
@@ -80,12 +81,12 @@ def test_sparse_gradients_and_layouts_are_seen():
     assert "other strides" in optimizer.fused_step.unsupported_reason()
 
 
-@pytest.mark.parametrize(("name", "folded"), [("AdamW", False), ("AdamW, fused", True), ("SGD", True)])
-def test_while_a_graph_is_captured_no_step_is_counted_on_the_host(name, folded):
+@pytest.mark.parametrize(("name", "fused"), [("AdamW", False), ("AdamW, fused", True), ("SGD", True)])
+def test_while_a_graph_is_captured_no_step_is_counted_on_the_host(name, fused):
     model = small_model()
     optimizer = wrap(model, OPTIMIZERS[name](model.parameters()), POLICY, apply="feature", fused=True)
     with mock.patch("cggm.optim.fused._capturing", return_value=True):
-        assert optimizer.uses_fused_step == folded
+        assert optimizer.uses_fused_step == fused
     assert optimizer.uses_fused_step
 
 
@@ -244,3 +245,45 @@ def test_other_dtypes(dtype):
         assert next(iter(optimizer.state.values()))["exp_avg"].dtype == dtype
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-9, "atol": 1e-9}
     torch.testing.assert_close(*results, **tolerance)
+
+
+def stepped(fused, apply, plain=False):
+    """Parameters after training; with `plain` the wrapped optimizer's own step is called instead of the wrapper's."""
+    model = small_model()
+    torch.manual_seed(3)
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = wrap(model, base, POLICY, apply=apply, fused=fused)
+    for inputs, target in batches(4):
+        optimizer.zero_grad()
+        backward(model, optimizer, inputs, target)
+        optimizer.modulate()
+        if plain:
+            base.step()
+            optimizer._state.commit()
+        else:
+            optimizer.step()
+    return flat(model)
+
+
+@pytest.mark.parametrize(("fused", "apply"), [("auto", "feature"), (False, "feature"), (False, "gradient")])
+def test_where_nothing_is_folded_the_optimizers_own_step_runs_to_the_bit(fused, apply):
+    optimizer = wrap(small_model(), policy=POLICY, apply=apply, fused=fused)
+    assert not optimizer.uses_fused_step
+    assert torch.equal(stepped(fused, apply), stepped(fused, apply, plain=True))
+
+
+def test_with_fused_true_every_step_is_fused_and_one_that_cannot_be_is_refused():
+    model = small_model()
+    optimizer = wrap(model, policy=UnimodalLosses(), fused=True)
+    assert optimizer.uses_fused_step
+    with mock.patch.object(rules, "sgd_", wraps=rules.sgd_) as kernel:
+        train(model, optimizer, steps=1)
+    assert kernel.call_count
+    model = small_model()
+    optimizer = wrap(model, torch.optim.RMSprop(model.parameters()), fused=True)
+    before = flat(model)
+    with pytest.raises(RuntimeError, match=r"fused=True, but .* RMSprop is none of .*pass fused='auto'"):
+        train(model, optimizer, steps=1)
+    assert torch.equal(flat(model), before)
+    with pytest.raises(TypeError, match="fused must be 'auto', True or False, got 'no'"):
+        wrap(small_model(), fused="no")

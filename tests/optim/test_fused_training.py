@@ -1,4 +1,4 @@
-"""Folded steps against the wrapped optimizer's own: the same parameters, the same state, for whoever is around them."""
+"""Fused steps against the wrapped optimizer's own: the same parameters, the same state, for whoever is around them."""
 
 import copy
 
@@ -38,7 +38,7 @@ def prevent(optimizer: CGGMOptimizerWrapper) -> None:
 
 
 def pair(make, apply, **options):
-    """The same training folded and not: models and optimizers."""
+    """The same training fused and not: models and optimizers."""
     for fold in (True, False):
         model = small_model()
         optimizer = wrap(
@@ -57,13 +57,13 @@ def states(optimizer):
 def assert_same_training(one, other):
     (model, optimizer), (plain, own) = one, other
     torch.testing.assert_close(flat(model), flat(plain), rtol=1e-4, atol=2e-6)
-    for folded, torchs in zip(states(optimizer), states(own), strict=True):
-        assert list(folded) == list(torchs)
+    for fused, torchs in zip(states(optimizer), states(own), strict=True):
+        assert list(fused) == list(torchs)
         for name, value in torchs.items():
-            assert folded[name].dtype == value.dtype
-            assert folded[name].device == value.device
-            assert folded[name].stride() == value.stride()
-            torch.testing.assert_close(folded[name], value, rtol=1e-4, atol=2e-6)
+            assert fused[name].dtype == value.dtype
+            assert fused[name].device == value.device
+            assert fused[name].stride() == value.stride()
+            torch.testing.assert_close(fused[name], value, rtol=1e-4, atol=2e-6)
 
 
 @each_application
@@ -167,9 +167,9 @@ def test_several_groups_schedulers_and_missing_gradients(apply):
 @pytest.mark.parametrize("name", ["AdamW", "SGD, momentum"])
 def test_checkpoints_move_between_folded_and_plain(name):
     first = small_model()
-    folded = wrap(first, OPTIMIZERS[name](first.parameters()), POLICY, apply="gradient")
-    train(first, folded, steps=4)
-    saved, weights = folded.state_dict(), copy.deepcopy(first.state_dict())
+    fused = wrap(first, OPTIMIZERS[name](first.parameters()), POLICY, apply="gradient")
+    train(first, fused, steps=4)
+    saved, weights = fused.state_dict(), copy.deepcopy(first.state_dict())
     ends = []
     for fold in (True, False):
         model = small_model(seed=3)

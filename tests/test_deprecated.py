@@ -1,0 +1,59 @@
+"""Former names work for one version, and say what to write instead."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from cggm import CGGM, CGGMOptimizerWrapper, Policy
+from cggm.policies import Coefficients
+from helpers import small_model, wrap
+
+
+def construct(model, **options):
+    names = {m: f"encoders.{m}" for m in model.modalities}
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    return CGGMOptimizerWrapper(base, model, encoders=names, head="head", **options)
+
+
+def test_classifiers_belong_to_their_encoders():
+    model, audio = small_model(), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.warns(DeprecationWarning, match=r"encoders=\{name: Encoder\(\.\.\., classifier=\.\.\.\)\}"):
+        construct(model, classifiers={"audio": audio})
+    assert model.unimodal_classifiers.audio is audio
+    with (
+        pytest.warns(DeprecationWarning),
+        pytest.raises(ValueError, match=r"names \['video'\], but the modalities"),
+    ):
+        construct(small_model(), classifiers={"video": audio})
+    model = small_model()
+    with pytest.warns(DeprecationWarning):
+        construct(model, classifiers="attention")
+    assert all(c.attention is not None for c in model.unimodal_classifiers.children())
+
+
+def test_flatten_is_a_method():
+    with pytest.warns(DeprecationWarning, match=r"optimizer\.flatten_gradients\(\)"):
+        assert construct(small_model(), flatten=True).gradient_buffers
+
+
+def test_renamed_arguments_and_properties():
+    with pytest.warns(DeprecationWarning, match="score_kind="):
+        assert CGGM(score="metric") == CGGM(score_kind="metric")
+    with pytest.warns(DeprecationWarning, match=r"optimizer\.uses_fused_step"):
+        assert wrap(small_model()).folded is False
+
+
+def test_a_policy_of_ones_own_says_which_role_to_subclass():
+    with pytest.raises(
+        TypeError, match=r"subclass cggm\.policies\.Coefficients \(balance\), Combiner \(combine\)"
+    ):
+        type("Mine", (Policy,), {})
+    assert type("Mine", (Coefficients,), {})
+
+
+def test_importing_does_not_import_the_compiler():
+    code = "import torch, sys; import cggm; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
