@@ -29,7 +29,7 @@ def test_classifiers_belong_to_their_encoders():
     ):
         construct(small_model(), classifiers={"video": audio})
     model = small_model()
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="classifiers"):
         construct(model, classifiers="attention")
     assert all(c.attention is not None for c in model.unimodal_classifiers.children())
 

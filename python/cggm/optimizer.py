@@ -103,6 +103,7 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         self._diagnostics: Mapping[str, Tensor] = {}
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
         self.statistics = Statistics({})
+        self._tell_junctions()
 
     @property
     def policy(self) -> Policy:
@@ -178,6 +179,7 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         self._fresh = False
         if state.backward_ran and model.gradients_were_cleared():
             state.clear()  # by model.zero_grad(), after a step that was skipped
+            self._tell_junctions()
         number = state.add(scores.scores, target.shape[0])
         self._diagnostics = scores.diagnostics
         self._tell_junctions()
@@ -262,6 +264,7 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         update = self._state.update
         if update is None:
             self._model.encoders.set_coefficients(None, None)
+            self._model.encoders.measure_gradients(self._model.head_weight.device)
         else:
             self._model.encoders.set_coefficients(update.coefficients, update.unimodal_weights)
 

@@ -21,6 +21,7 @@ disable_dynamo = torch._disable_dynamo
 #: One launch for a whole list of tensors, which has no public name.
 foreach_add_ = torch._foreach_add_
 foreach_copy_ = torch._foreach_copy_
+foreach_mul_ = torch._foreach_mul_
 foreach_norm = torch._foreach_norm
 foreach_sub_ = torch._foreach_sub_
 foreach_zero_ = torch._foreach_zero_
@@ -42,7 +43,14 @@ def missing() -> list[str]:
     >>> missing()
     []
     """
-    foreach = ("_foreach_add_", "_foreach_copy_", "_foreach_norm", "_foreach_sub_", "_foreach_zero_")
+    foreach = (
+        "_foreach_add_",
+        "_foreach_copy_",
+        "_foreach_mul_",
+        "_foreach_norm",
+        "_foreach_sub_",
+        "_foreach_zero_",
+    )
     used = (
         (torch, ("_disable_dynamo", *foreach)),
         (torch._C, ("_current_graph_task_id",)),

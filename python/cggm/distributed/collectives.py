@@ -45,6 +45,15 @@ def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
     return (sums[:-1] / sums[-1]).view_as(scores)
 
 
+def sum_over_ranks(sums: Tensor) -> Tensor:
+    """Sums over all ranks; the tensor itself, left alone, in a single process."""
+    if world_size() == 1:
+        return sums
+    sums = sums.clone()
+    dist.all_reduce(sums)
+    return sums
+
+
 def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by their means over all ranks, in one collective; mutated.
 

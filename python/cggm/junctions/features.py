@@ -33,14 +33,19 @@ class Junction:
         combine: as `Combiner.combine`; None for the plain sum.
         scaled: whether the coefficient multiplies here what `combine` returns.
         weighs_unimodal: whether `combine` gets a weight of the unimodal gradient as its third argument.
+        measured: whether the squared norms of the multimodal gradient and of what `combine` makes are added up.
     """
 
-    def __init__(self, combine: Combine | None, *, scaled: bool, weighs_unimodal: bool = False) -> None:
+    def __init__(
+        self, combine: Combine | None, *, scaled: bool, weighs_unimodal: bool = False, measured: bool = False
+    ) -> None:
+        self.measured = measured
         self.combine = combine
         self.scaled = scaled
         self.weighs_unimodal = weighs_unimodal
         self._coefficient: Tensor | None = None
         self._unimodal_weight: Tensor | None = None
+        self._squares: Tensor | None = None
         self._register()
 
     def _register(self) -> None:
@@ -49,7 +54,7 @@ class Junction:
 
     def __getstate__(self) -> dict[str, Any]:
         # views of what pickling would make copies of
-        return {**self.__dict__, "_coefficient": None, "_unimodal_weight": None}
+        return {**self.__dict__, "_coefficient": None, "_unimodal_weight": None, "_squares": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -76,6 +81,16 @@ class Junction:
         """Take the weight of the unimodal gradient from this 0-dimensional tensor, as `read` does."""
         self._unimodal_weight = weight
 
+    def measure_into(self, squares: Tensor) -> None:
+        """Add squared norms to this tensor `[2]`: of the multimodal gradient, and of the combined one."""
+        self._squares = squares
+
+    def measure(self, multimodal: Tensor, combined: Tensor) -> None:
+        """Add the squared norms of one backward pass."""
+        if self._squares is not None:
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in (multimodal, combined)]
+            self._squares.add_(torch.stack(norms).square().to(self._squares.device))
+
     def coefficient(self, like: Tensor) -> Tensor:
         """The coefficient now, on the device of `like`; 1 before there is one."""
         return _on_device(self._coefficient, like)
@@ -101,11 +116,17 @@ class Junction:
         if self.combine is None:
             return unimodal if multimodal is None else multimodal + unimodal
         multimodal = torch.zeros_like(unimodal) if multimodal is None else multimodal
-        if not self.weighs_unimodal:
-            return self.combine(multimodal, unimodal)
-        if torch.compiler.is_compiling():
-            return self.combine(multimodal, unimodal, _unimodal_weight_of(unimodal, self._number))
-        return self.combine(multimodal, unimodal, self.unimodal_weight(unimodal))
+        tracing = torch.compiler.is_compiling()
+        weight: tuple[Tensor, ...] = ()
+        if self.weighs_unimodal:
+            traced = tracing and _unimodal_weight_of(unimodal, self._number)
+            weight = (traced if tracing else self.unimodal_weight(unimodal),)
+        combined = self.combine(multimodal, unimodal, *weight)
+        if self.measured and tracing:
+            return _measured(multimodal, combined, self._number)
+        if self.measured:
+            self.measure(multimodal, combined)
+        return combined
 
 
 def _on_device(value: Tensor | None, like: Tensor) -> Tensor:
@@ -120,7 +141,8 @@ def make_junctions(plan: Plan, names: Sequence[str]) -> list[Junction] | list[Pa
         return [ParameterJunction(shared, name) for name in names]
     combine = None if combiner is None or plan.adds_gradients else combiner.combine
     scaled = plan.scale_at == "feature"
-    return [Junction(combine, scaled=scaled, weighs_unimodal=plan.weighs_unimodal) for _ in names]
+    options = {"scaled": scaled, "weighs_unimodal": plan.weighs_unimodal, "measured": plan.bounds_step}
+    return [Junction(combine, **options) for _ in names]
 
 
 @torch.library.custom_op("cggm::coefficient_of", mutates_args=())
@@ -137,6 +159,18 @@ def _unimodal_weight_of(like: Tensor, number: int) -> Tensor:
 @_unimodal_weight_of.register_fake
 def _(like: Tensor, number: int) -> Tensor:
     return like.new_empty((), dtype=torch.float32)
+
+
+@torch.library.custom_op("cggm::measured", mutates_args=())
+def _measured(multimodal: Tensor, combined: Tensor, number: int) -> Tensor:
+    """The combined gradient; a traced backward pass measures it on the way."""
+    _junctions[number].measure(multimodal, combined)
+    return combined.clone()
+
+
+@_measured.register_fake
+def _(multimodal: Tensor, combined: Tensor, number: int) -> Tensor:
+    return torch.empty_like(combined)
 
 
 class _Split(torch.autograd.Function):

@@ -28,7 +28,7 @@ class ParameterJunction:
         name: the modality.
     """
 
-    scaled = weighs_unimodal = False  # coefficients scale the parameters' combined gradients
+    scaled = weighs_unimodal = measured = False  # coefficients scale the parameters' combined gradients
 
     def __init__(self, combiner: ParameterCombiner, name: str) -> None:
         self.combiner = combiner

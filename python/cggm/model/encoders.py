@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed.collectives import check_parameters
+from ..distributed.collectives import check_parameters, sum_over_ranks
 from ..junctions.dropout import DropoutMask
 from ..junctions.features import make_junctions
 from ..junctions.hook import EncoderHook, Selector
@@ -166,6 +167,31 @@ class EncoderSet:
                 read(value)
         else:
             table.copy_(values)
+
+    def measure_gradients(self, device: torch.device) -> None:
+        """Have the junctions measure their gradients from now on, where they are asked to; start anew."""
+        junctions = [hook.junction for hook in self.hooks if hook.junction.measured]
+        table = self._tables.get("squares")
+        if not junctions:
+            return
+        if table is None or table.device != device:
+            table = self._tables["squares"] = torch.zeros(
+                len(junctions), 2, dtype=torch.float32, device=device
+            )
+            for junction, row in zip(junctions, table.unbind(), strict=True):
+                junction.measure_into(row)
+        table.zero_()
+
+    def joint_shares(self) -> Tensor | None:
+        """Squared share `‖g_m‖² / ‖g‖²` `[M]` of the multimodal gradient in what entered the encoders, over all ranks.
+
+        1 where nothing has been measured; None where the junctions do not measure.
+        """
+        table = self._tables.get("squares")
+        if table is None:
+            return None
+        squares = sum_over_ranks(table)
+        return torch.where(squares[:, 1] > 0, squares[:, 0] / squares[:, 1], 1.0)
 
     def set_rates(self, rates: Tensor | None) -> None:
         """Drop modalities at these rates `[M]` from the next forward pass on; None leaves them."""

@@ -9,11 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cggm_ops import Modulation, scale_
+from cggm_ops import Modulation
 
+from ..distributed.collectives import local
 from ..model.multimodal import MultimodalModel
 from ..policies.plan import Plan
+from ..torch_private import foreach_mul_
 from .base import OptimizerWrapper, complete_state
+from .scaling import by_place, gradient_norms
 from .step_state import StepState
 from .update_scaling import UpdateScaling
 
@@ -49,7 +52,7 @@ class StepExecutor:
     def uses_fused_step(self, plan: Plan) -> bool:
         """Whether a balanced step goes through the kernels."""
         scaled = plan.scale_at == "update" or (plan.scale_at == "gradient" and not plan.adds_noise)
-        return self.can_fuse(scaled or self._optimizer.max_norm is not None)
+        return self.can_fuse(scaled or plan.bounds_step or self._optimizer.max_norm is not None)
 
     def can_fuse(self, folds: bool) -> bool:
         """Whether the kernels take a step; with `"auto"` only one that `folds` coefficients or a norm in."""
@@ -72,20 +75,21 @@ class StepExecutor:
             def evaluate() -> Any:
                 loss = closure()
                 modulate(wait=False)
-                self._clip()
+                self._clip(self._shares(state))
                 return loss
 
             return self._step_base(state, evaluate)
         self._check_fused()
         with torch.no_grad():  # around the wrapped optimizer's own step it would be seen by hooks
             modulate(wait=True)
-            updates = self._update_scale(state)
-            folds = state.left_to_step or updates is not None or self._optimizer.max_norm is not None
-            if self.can_fuse(folds):
+            updates, shares = self._update_scale(state), self._shares(state)
+            clips = shares is not None or self._optimizer.max_norm is not None
+            if self.can_fuse(state.left_to_step or updates is not None or clips):
                 with state.irrevocable("the fused step"):
-                    self._step_fused(state.update.coefficients if state.left_to_step else None, updates)
+                    gradients = state.update.coefficients if state.left_to_step else None
+                    self._step_fused(gradients, updates, shares)
                 return None
-        self._clip()
+            self._clip(shares)
         return self._step_base(state, None)
 
     def _update_scale(self, state: StepState) -> Tensor | None:
@@ -103,12 +107,18 @@ class StepExecutor:
         if reason is not None:
             raise RuntimeError(f"fused=True, but this step cannot be fused: {reason}; pass fused='auto'")
 
-    def _step_fused(self, coefficients: Tensor | None, updates: Tensor | None) -> None:
+    def _shares(self, state: StepState) -> Tensor | None:
+        """The squared shares `[M]` of the multimodal gradient, where the step is bounded."""
+        bounded = state.plan.bounds_step and state.update is not None
+        return self._model.encoders.joint_shares() if bounded else None
+
+    def _step_fused(self, coefficients: Tensor | None, updates: Tensor | None, shares: Tensor | None) -> None:
         """Take a step by the kernels.
 
         Args:
             coefficients: `[M]`, which multiply the gradients; None where they have been multiplied already.
             updates: `[M]`, which multiply the updates.
+            shares: `[M]`, as `_clip_factor` takes them.
         """
         owner = self._owner()
         modalities = len(self._model.encoders.names)
@@ -119,8 +129,10 @@ class StepExecutor:
             return None if scale is None else torch.cat([scale, scale.new_ones(1)])
 
         grad_scale, update_scale = extended(coefficients), extended(updates)
-        if self._optimizer.max_norm is not None:
-            grad_scale = self._clipping(grad_scale, owner)
+        if shares is not None or self._optimizer.max_norm is not None:
+            squared = self._squared_norms()
+            grad_scale = torch.ones_like(squared) if grad_scale is None else grad_scale.to(squared)
+            grad_scale = grad_scale * self._clip_factor(squared * grad_scale.square(), shares)
 
         def modulate(parameters: list[Tensor]) -> Modulation:
             if grad_scale is None and update_scale is None:
@@ -153,34 +165,45 @@ class StepExecutor:
                 if updates is not None:
                     scaling.apply(updates)
 
-    def _clip(self) -> None:
-        if self._optimizer.max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._clipped(), self._optimizer.max_norm)
+    def _clip(self, shares: Tensor | None) -> None:
+        """Clip the model's gradients in place, as the fused step does it on the way."""
+        clipped = [p.grad for p in self._clipped()]
+        if clipped and (shares is not None or self._optimizer.max_norm is not None):
+            factor = self._clip_factor(self._squared_norms(), shares)
+            for gradients, _ in by_place((local(g), 0, ()) for g in clipped).values():
+                foreach_mul_(gradients, factor.to(gradients[0].device))
 
     def _clipped(self) -> list[Tensor]:
-        """The parameters that `max_norm` is about: all that have gradients, without the unimodal classifiers' own."""
+        """The parameters whose gradients are clipped: all of them without the unimodal classifiers' own."""
         own = set(map(id, self._model.classifiers.parameters()))
         parameters = (p for group in self._optimizer.param_groups for p in group["params"])
         return [p for p in parameters if p.grad is not None and id(p) not in own]
 
-    def _clipping(self, scale: Tensor | None, owner: dict[int, int]) -> Tensor:
-        """The scale `[M + 1]` times the factor that clips; the gradients are read once, for their norm."""
-        rest = len(self._model.encoders.names)
-        places: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
-        for parameter in self._clipped():
-            grads, owners = places.setdefault(parameter.device, ([], []))
-            grads.append(parameter.grad)
-            owners.append(owner.get(id(parameter), rest))
-        squared: Tensor | None = None
-        for device, (grads, owners) in places.items():
-            ones = torch.ones(rest + 1, dtype=torch.float32, device=device)
-            sums = scale_(grads, owners, ones)[:-1]  # [M + 1]
-            squared = sums if squared is None else squared + sums.to(squared.device)
-        if squared is None:
-            return torch.ones(rest + 1, dtype=torch.float32)
-        scale = torch.ones_like(squared) if scale is None else scale.to(squared)
-        norm = (squared * scale.square()).sum().sqrt()
-        return scale * (self._optimizer.max_norm / (norm + 1e-6)).clamp(max=1.0)
+    def _squared_norms(self) -> Tensor:
+        """Squared gradient norms `[M + 1]`: of the encoders, and of the rest of the model."""
+        owner, rest = self._owner(), len(self._model.encoders.names)
+        parameters = [(p, owner.get(id(p), rest)) for p in self._clipped()]
+        device = parameters[0][0].device if parameters else None
+        parameters.sort(key=lambda pair: pair[1])
+        ones = torch.ones(rest + 1, dtype=torch.float32, device=device)
+        return gradient_norms(parameters, ones).double().square()
+
+    def _clip_factor(self, squared: Tensor, shares: Tensor | None) -> Tensor:
+        """What the model's gradient is multiplied by, at most 1: the smaller of two limits wins, applied once.
+
+        Args:
+            squared: `[M + 1]`, squared norms of the encoders' gradients and of the rest of the model's.
+            shares: `[M]`, squared shares of the multimodal gradient in them: the gradient gets no longer than it
+                would be with the multimodal gradient alone. None for no such limit.
+        """
+        total = squared.sum()
+        factor = torch.ones_like(total)
+        if shares is not None:
+            joint = (squared * torch.cat([shares.to(squared), squared.new_ones(1)])).sum()
+            factor = (joint / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt()
+        if self._optimizer.max_norm is not None:
+            factor = torch.minimum(factor, self._optimizer.max_norm / (total.sqrt() + 1e-6))
+        return factor.clamp(max=1.0).float()
 
     def _owner(self) -> dict[int, int]:
         """Places in the scales by the parameters' ids: the modality, -1 for the classifiers, none for the rest."""

@@ -107,6 +107,8 @@ class Combiner(Role):
     #: Where the two gradients are combined: at the encoder's output by `combine`, or at its parameters with
     #: `combination_weights`.
     combine_at: ClassVar[Literal["features", "parameters"]] = "features"
+    #: Whether a step of an optimizer that is linear in the gradient is kept as short as joint training's would be.
+    bounded: ClassVar[bool] = False
 
     def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
         """The gradient that enters an encoder at its output, before its coefficient.

@@ -21,9 +21,16 @@ class NormEqualization(Combiner):
     nothing. The rule is homogeneous, so loss scaling passes through. With gradient accumulation each micro-batch is
     combined by itself.
 
+    Args:
+        bounded: before an optimizer that is linear in the gradient (SGD), shorten the model's whole gradient to the
+            length that joint training's own gradient has at these weights: the encoders' parts at the share
+            `‖g_m‖ / ‖g‖`, the rest as it is. Adam divides by the gradient's length anyway, and nothing happens there.
+
     >>> NormEqualization().combine(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 6.0]))
     tensor([6., 6.])
     """
+
+    bounded: bool = False  # type: ignore[misc]
 
     def combine(self, multimodal: Tensor, unimodal: Tensor, weight: Tensor | None = None) -> Tensor:
         """`m (g_m / ‖g_m‖ + weight · g_u / ‖g_u‖)`, `weight` 1 by default; not finite where a gradient is not."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -37,11 +37,13 @@ class Plan:
         policy: its roles.
         scale_at: what the coefficients scale; None without coefficients.
         direction: how the head's gradient is turned; None to leave it alone.
+        bounds_step: whether the step is kept as short as joint training's would be.
     """
 
     policy: Policy
     scale_at: ScaleTarget | None
     direction: HeadDirection | None
+    bounds_step: bool = False
 
     @property
     def coefficients(self) -> Coefficients | None:
@@ -105,7 +107,7 @@ class Plan:
 
     def paused(self) -> Plan:
         """The plan while the wrapper is not active: everything stays in place, and nothing acts."""
-        return replace(self, policy=Policy(), scale_at=None, direction=None)
+        return Plan(Policy(), None, None)
 
 
 def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
@@ -121,7 +123,8 @@ def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
         ValueError: a target that this policy cannot scale; weights that this combiner cannot take.
     """
     policy = Policy.of(policy)
-    choices = scale_targets(policy, is_adaptive(optimizer))
+    adaptive = is_adaptive(optimizer)
+    choices = scale_targets(policy, adaptive)
     names = " + ".join(type(role).__name__ for role in policy.roles) or "Policy"
     if apply != "auto" and apply not in choices:
         raise ValueError(f"apply must be 'auto' or one of {choices} with {names}, got {apply!r}")
@@ -133,7 +136,8 @@ def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
             direction = HeadDirection(policy.coefficients.direction, policy.coefficients.lam)
         if policy.coefficients.weighs_unimodal:
             _check_takes_weight(policy, names)
-    return Plan(policy, chosen, direction)  # type: ignore[arg-type]
+    bounds = policy.combiner is not None and policy.combiner.bounded and not adaptive
+    return Plan(policy, chosen, direction, bounds)  # type: ignore[arg-type]
 
 
 def scale_targets(policy: Policy | Role, adaptive: bool) -> tuple[ScaleTarget, ...]:

@@ -1,0 +1,143 @@
+"""A bounded combiner: the model's gradient gets no longer than joint training's own at the same weights."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cggm import CGGM, NormEqualization
+from helpers import NoHostSync, backward, batches, flat, small_model, train, wrap
+
+BOUNDED = NormEqualization(bounded=True)
+
+
+def norm(gradients):
+    return torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))
+
+
+def own_gradients(model):
+    own = set(model.unimodal_classifiers.parameters())
+    return [p.grad.clone() for p in model.parameters() if p not in own]
+
+
+def gradients(policy, **options):
+    """Gradients of the model's own parameters after a step of SGD, which leaves them in `.grad`, and before it."""
+    model = small_model()
+    optimizer = wrap(model, policy=policy, fused=False, **options)
+    ((inputs, target),) = batches(1)
+    backward(model, optimizer, inputs, target)
+    before = own_gradients(model)
+    optimizer.step()
+    return before, own_gradients(model), model
+
+
+def test_the_gradient_is_shortened_to_the_length_of_joint_trainings():
+    before, after, _ = gradients(BOUNDED)
+    joint, _, _ = gradients(CGGM(), apply="feature")  # whose coefficients are 1 in the first step
+    assert norm(before) > norm(joint) * 1.05
+    torch.testing.assert_close(norm(after), norm(joint), rtol=0.1, atol=0)  # to first order: see the docstring
+    ratio = norm(after) / norm(before)
+    torch.testing.assert_close(after, [ratio * g for g in before])
+
+
+def test_the_length_by_hand():
+    """With one layer behind the features the share of the multimodal gradient is the same at the parameters."""
+    before, after, model = gradients(BOUNDED)
+    squares = {m: {} for m in model.modalities}
+    twin = small_model()
+    features = {}
+    for m in twin.modalities:
+        twin.encoders[m].register_forward_hook(lambda _m, _x, out, m=m: features.setdefault(m, out))
+    optimizer = wrap(twin, policy=NormEqualization(), fused=False)
+    ((inputs, target),) = batches(1)
+    loss = F.cross_entropy(twin(*inputs), target)
+    total = optimizer.balance(loss, target)
+    for m in twin.modalities:
+        (multimodal,) = torch.autograd.grad(loss, features[m], retain_graph=True)
+        (combined,) = torch.autograd.grad(total, features[m], retain_graph=True)
+        squares[m] = (multimodal.square().sum() / combined.square().sum()).item()
+    joint = torch.zeros(())
+    names = [name for name, _ in small_model().named_parameters()]
+    for name, gradient in zip(names, before, strict=True):
+        share = squares[name.split(".")[1]] if name.startswith("encoders.") else 1.0
+        joint = joint + share * gradient.square().sum()
+    torch.testing.assert_close(norm(after), joint.sqrt(), rtol=1e-4, atol=0)
+
+
+def test_adam_is_left_alone_and_so_is_a_step_that_is_short_enough():
+    results = []
+    for policy in (NormEqualization(), BOUNDED):
+        model = small_model()
+        train(model, wrap(model, torch.optim.Adam(model.parameters(), lr=0.01), policy), steps=4)
+        results.append(flat(model))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("apply", ["feature", "gradient", "update"])
+def test_fused_steps_and_the_optimizers_own_agree(apply):
+    results = []
+    for fused in (True, False):
+        model = small_model()
+        optimizer = wrap(model, policy=BOUNDED + CGGM(smoothing=0.3), apply=apply, fused=fused)
+        assert optimizer.uses_fused_step == fused
+        train(model, optimizer, steps=6)
+        results.append(flat(model))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_scaling_changes_nothing():
+    results = []
+    for scale in (1.0, 4096.0):
+        model = small_model()
+        optimizer = wrap(model, policy=BOUNDED)
+        scaler = torch.amp.GradScaler("cpu", enabled=scale > 1, init_scale=scale)
+        for inputs, target in batches(4):
+            optimizer.zero_grad()
+            scaler.scale(optimizer.balance(F.cross_entropy(model(*inputs), target), target)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(flat(model))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_the_smaller_of_two_limits_wins():
+    for max_norm in (1e-3, 1e3):
+        model = small_model()
+        optimizer = wrap(model, policy=BOUNDED, fused=False)
+        optimizer.max_norm = max_norm
+        ((inputs, target),) = batches(1)
+        backward(model, optimizer, inputs, target)
+        optimizer.step()
+        _, unclipped, _ = gradients(BOUNDED)
+        expected = torch.minimum(torch.tensor(max_norm), norm(unclipped))
+        torch.testing.assert_close(norm(own_gradients(model)), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_waits_for_nothing_and_a_copy_goes_on_alike():
+    model = small_model()
+    optimizer = wrap(model, policy=BOUNDED)
+    train(model, optimizer, steps=2)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    ((inputs, target),) = batches(1, seed=5)
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(*inputs), target)
+    with NoHostSync():
+        optimizer.balance(loss, target).backward()
+        optimizer.step()
+    train(twin_model, twin, steps=1, seed=5)
+    torch.testing.assert_close(flat(model), flat(twin_model))
+
+
+def test_under_torch_compile():
+    results = []
+    for compiled in (False, True):
+        model = small_model()
+        optimizer = wrap(model, policy=BOUNDED)
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        for inputs, target in batches(4):
+            optimizer.zero_grad()
+            optimizer.balance(F.cross_entropy(run(*inputs), target), target).backward()
+            optimizer.step()
+        results.append(flat(model))
+    torch.testing.assert_close(*results)
