@@ -6,21 +6,22 @@ itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90") asks for them
 
 import os
 import shutil
+import subprocess
 import sysconfig
 from pathlib import Path
 
 import setuptools
 from setuptools import find_packages, setup
 
-# Older ones cannot read this pyproject.toml, and say so at length.
+# Older versions fail to read this pyproject.toml, with a long message that does not say why.
 if int(setuptools.__version__.split(".")[0]) < 77:
     raise SystemExit(
         f"cggm needs setuptools 77 or later, found {setuptools.__version__}: pip install -U setuptools"
     )
 
 ROOT = Path(__file__).parent
-DEFAULT_CUDA_ARCHS = "80;90;100"
-# The oldest torch whose stable ABI is used; the same binary then runs with every later one.
+DEFAULT_CUDA_ARCHS = ("80", "90", "100")
+# The binary uses the stable ABI of this torch, 2.11, and runs with every later one.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 
@@ -31,7 +32,7 @@ def sources(folder: str, *patterns: str) -> list[str]:
 
 
 def cuda_home() -> str | None:
-    """Where the CUDA toolkit lives: torch's CPU build does not look for it. nvcc on the PATH may be a mere wrapper."""
+    """Return the folder of the CUDA toolkit. torch's CPU build does not look for it; nvcc on the PATH may be a link."""
     nvcc = shutil.which("nvcc")
     found = [
         os.environ.get("CUDA_HOME"),
@@ -43,20 +44,29 @@ def cuda_home() -> str | None:
     return next((str(home) for home in homes if all((home / path).exists() for path in needed)), None)
 
 
+def default_archs(home: str) -> str:
+    """Return the default architectures that this nvcc can compile for."""
+    listing = subprocess.run(
+        [f"{home}/bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True
+    )
+    known = listing.stdout.split()
+    return ";".join(arch for arch in DEFAULT_CUDA_ARCHS if f"compute_{arch}" in known)
+
+
 def cuda_archs(torch) -> str | None:
-    """Architectures to compile for, or None for a CPU-only extension."""
+    """Return the architectures to compile for, or None for a CPU-only extension."""
     if not sources("csrc", "cuda/*.cu") or cuda_home() is None:
         return None
     asked = os.environ.get("CGGM_CUDA_ARCHS")
     if asked is None and torch.version.cuda is not None:
         if torch.cuda.is_available():
             return "".join(map(str, torch.cuda.get_device_capability()))
-        return DEFAULT_CUDA_ARCHS
+        return default_archs(cuda_home())
     return asked or None
 
 
 def extension() -> dict:
-    """Keyword arguments for `setup` that build the extension, or none of them without a compiler."""
+    """Return the keyword arguments of `setup` that build the extension; none without a compiler."""
     compiler = os.environ.get("CXX", "c++").split()[0]
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     if shutil.which(compiler) is None or not headers.exists():
@@ -71,7 +81,9 @@ def extension() -> dict:
     from torch.utils import cpp_extension
 
     define = [*STABLE_ABI]
-    compile_args = {"cxx": ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", *define]}
+    compile_args = {
+        "cxx": ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wno-psabi", *define]
+    }
     options = {"libraries": [], "library_dirs": []}
     files = sources("csrc", "*.cpp", "cpu/*.cpp")
     archs = cuda_archs(torch)
@@ -80,14 +92,14 @@ def extension() -> dict:
         cpp_extension.CUDA_HOME = home
         files += sources("csrc", "cuda/*.cu", "cuda/*.cpp")
         gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs.split(";")]
-        # Later devices compile the intermediate code of the first architecture when they load it.
+        # Other devices compile the intermediate code of the first architecture when they load it.
         first = archs.split(";")[0]
         gencode.append(f"-gencode=arch=compute_{first},code=compute_{first}")
         compile_args["cxx"] += [f'-DCGGM_CUDA_ARCHS="{archs}"', f"-I{home}/include"]
         compile_args["nvcc"] = ["-O3", "-std=c++17", *define, *gencode]
         options = {"libraries": ["cudart_static", "rt", "dl"], "library_dirs": [f"{home}/lib64"]}
         if torch.version.cuda is not None:
-            # The weak reference to torch's current stream would not make the linker keep this library.
+            # Without this the linker drops the library: the only symbol needed from it is a weak one.
             options["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch_cuda"]
     module = cpp_extension.CppExtension(
         "cggm_ops._C",

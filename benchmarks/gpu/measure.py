@@ -12,7 +12,7 @@ from harness import Alternative, Timing, interleave
 
 from gpu.budget import Entries
 from gpu.capture import capture
-from gpu.sections import Settings, operators, sweep
+from gpu.operators import Settings, operators, sweep
 from gpu.steps import host_time, steps
 
 SECTIONS: dict[str, Callable[[Entries, Settings], None]] = {

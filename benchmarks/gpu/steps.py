@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from gpu.budget import Entries
-from gpu.cases import Timer, release
 from gpu.models import BY_HAND, FULL, JOINT, MANY_TENSORS, OPTIMIZERS, SMALL, WAYS, WRAPPED, Shape, Training
-from gpu.sections import Settings
+from gpu.operators import Settings, Timer, release
 
 WARMUP = 3  # steps before anything is captured: they make states, tables and workspaces
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import cggm_ops
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # operator_cases
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

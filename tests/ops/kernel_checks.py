@@ -17,58 +17,51 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / path) for path in ("tests/ops", "tests", "benchmarks", ".", "python")]
 
-from kernel_grid_checks import GRID_CHECKS  # noqa: E402
 from kernel_inputs import (  # noqa: E402
     DTYPES,
     SIZES,
-    Guarded,
     assert_norms,
-    combine_exactly,
-    copies,
+    compare,
+    guarded,
+    mixed,
+    normal,
     poison,
-    products_of_norms,
 )
-from kernel_optimizer_checks import check_adamw, check_many_params, check_sgd  # noqa: E402
+from kernel_optimizer_checks import check_adamw, check_many_params, check_sgd, compare_step  # noqa: E402
+from kernel_segment_checks import check_combine, check_gram, check_many_segments  # noqa: E402
+from operator_cases import Case, adamw, modulate, scale  # noqa: E402
 
 import cggm_ops  # noqa: E402
-from cggm_ops import reference  # noqa: E402
+from cggm_ops import AdamSettings, Modulation, reference  # noqa: E402
 from tolerances import assert_elements  # noqa: E402
 
 
 def check_scale(device: str, dtype: torch.dtype) -> None:
     """scale_: views of all alignments, a modality without tensors, unscaled tensors, a coefficient of one."""
     for coefficient_dtype, stride in itertools.product((torch.float32, torch.float64), (1, 2)):
-        guarded = Guarded(SIZES + SIZES[::-1], dtype, device)
-        owner = [(index * 5) % 6 - 1 for index in range(len(guarded.tensors))]
+        case, guards = guarded(device, dtype, SIZES + SIZES[::-1], modalities=5)
         values = torch.tensor([0.37, 1.0, -1.9, 0.0, 2.5, 3.0], dtype=coefficient_dtype)
-        coefficients = values.repeat_interleave(stride).to(device)[::stride]
-        expected = copies(guarded.tensors)
-        reference.scale_(expected, owner, coefficients)
-        poison(device)
-        norms = cggm_ops.scale_(guarded.tensors, owner, coefficients)
-        for found, wanted in zip(guarded.tensors, expected, strict=True):
-            assert_elements("scaled gradient", found, wanted)
-        guarded.check()
-        assert_norms(norms, guarded.tensors, owner)
+        call = scale(case, values.repeat_interleave(stride).to(device)[::stride])
+        norms, _ = compare(call, "scaled gradient", exact=False)
+        guards.check()
+        assert_norms(norms, call.arguments[0], call.arguments[1])
 
 
 def check_many_gradients(device: str, dtype: torch.dtype) -> None:
     """scale_ over more tensors than one launch takes, of all dtypes, and again for the same bits."""
     if dtype != torch.float32:
         return
-    tensors = [torch.randn(5 + index % 97, device=device).to(DTYPES[index % 3]) for index in range(1100)]
-    again = copies(tensors)
-    owner = [index % 4 - 1 for index in range(len(tensors))]
-    coefficients = torch.tensor([0.5, 1.7, -0.3], device=device)
-    expected = copies(tensors)
-    reference.scale_(expected, owner, coefficients)
-    norms = cggm_ops.scale_(tensors, owner, coefficients)
-    for found, wanted in zip(tensors, expected, strict=True):
-        assert_elements("scaled gradient", found, wanted)
-    assert_norms(norms, tensors, owner)
+    sizes = tuple(5 + index % 97 for index in range(1100))
+    call = scale(
+        Case(sizes, 3, device=device, unowned=True, draw=mixed()), torch.tensor([0.5, 1.7, -0.3]).to(device)
+    )
+    grads, owner, coefficients = call.arguments
+    again = [grad.clone() for grad in grads]
+    norms, _ = compare(call, "scaled gradient", exact=False)
+    assert_norms(norms, grads, owner)
     poison(device)
     assert torch.equal(norms, cggm_ops.scale_(again, owner, coefficients)), "two runs differ"
 
@@ -90,17 +83,17 @@ def check_special_values(device: str, dtype: torch.dtype) -> None:
 def check_cosine(device: str, dtype: torch.dtype) -> None:
     """batched_cosine and its backward: odd sizes, unaligned rows, zero norms, tiny and huge values."""
     for size, modalities in ((1, 1), (33, 3), (4096, 2), (3 * 4096 + 1, 5), (517, 0), (2048, 17)):
-        guarded = Guarded((size,) * (modalities + 1), dtype, device)
-        fusion, *unimodal = [tensor.reshape(-1) for tensor in guarded.tensors]
+        case, guards = guarded(device, dtype, modalities=modalities)
+        fusion, *unimodal = case.head(size)
         if modalities > 2:
             unimodal[1] = torch.zeros_like(fusion)
             unimodal[2] = fusion * -1
         compare_cosine(fusion, unimodal)
-        guarded.check()
+        guards.check()
     for factor in (1e-30, 1e30) if dtype in (torch.float32, torch.bfloat16) else ():
-        rows = [torch.randn(700, device=device).to(dtype) * factor for _ in range(3)]
+        rows = [normal(700, dtype, device) * factor for _ in range(3)]
         compare_cosine(rows[0], rows[1:])
-    fusion = torch.randn(700, device=device).to(dtype)
+    fusion = normal(700, dtype, device)
     broken = fusion.clone()
     broken[3] = float("nan")
     cosines = cggm_ops.batched_cosine(fusion, [broken, fusion])
@@ -108,95 +101,48 @@ def check_cosine(device: str, dtype: torch.dtype) -> None:
 
 
 def compare_cosine(fusion: Tensor, unimodal: list[Tensor]) -> None:
-    """One call against float64."""
+    """Compare one call and its backward with float64."""
     fusion = fusion.detach().requires_grad_()
     poison(fusion.device.type)
     cosines = cggm_ops.batched_cosine(fusion, unimodal)
-    expected, _ = reference.batched_cosine(fusion.detach(), unimodal)
+    expected, exact = reference.batched_cosine(fusion.detach(), unimodal)
     assert_elements("cosine", cosines, expected, terms=1.0)
     upstream = torch.randn_like(cosines)
     poison(fusion.device.type)
     cosines.backward(upstream)
-    exact = reference.head_products(fusion.detach(), unimodal)
-    wanted = reference.batched_cosine_backward(
-        upstream.double(), exact, fusion.detach().double(), [row.double() for row in unimodal]
-    )
-    norm = fusion.detach().double().norm().clamp_min(1e-300)
+    wide = [row.detach().double() for row in (fusion, *unimodal)]
+    wanted = reference.batched_cosine_backward(upstream.double(), exact, wide[0], wide[1:])
+    norm = wide[0].norm().clamp_min(1e-300)
     assert_elements("cosine gradient", fusion.grad, wanted, terms=upstream.double().abs().sum() / norm)
 
 
 def check_modulate(device: str, dtype: torch.dtype) -> None:
     """modulate_: what scale_ and batched_cosine do, head gradients in another dtype, or among the gradients."""
     for head_dtype in (dtype, torch.float32):
-        guarded = Guarded(SIZES + (5,) * 64, dtype, device)  # more than the small table holds
-        owner = [index % 4 - 1 for index in range(len(guarded.tensors))]
-        coefficients = torch.tensor([0.5, 1.7, -0.3], device=device)
-        head = [torch.randn(7, 611, device=device).to(head_dtype) for _ in range(4)]
-        grads = [*guarded.tensors, head[0]]
+        case, guards = guarded(device, dtype, SIZES + (5,) * 64)  # more than the small table holds
+        call = modulate(case, 7 * 611, head_dtype)
+        grads, owner, coefficients, fusion, _ = call.arguments
+        grads.append(fusion)
         owner.append(-1)
-        expected = copies(grads)
-        wanted_cosines, _ = reference.modulate_(expected, owner, coefficients, head[0], head[1:])
-        poison(device)
-        cosines, norms = cggm_ops.modulate_(grads, owner, coefficients, head[0], head[1:])
-        for found, wanted in zip(grads, expected, strict=True):
-            assert_elements("scaled gradient", found, wanted)
-        guarded.check()
+        coefficients.copy_(torch.tensor([0.5, 1.7, -0.3]))
+        (cosines, norms), (wanted, _) = compare(call, "scaled gradient", exact=False)
+        guards.check()
         assert_norms(norms, grads, owner)
-        assert_elements("cosine", cosines, wanted_cosines, terms=1.0)
+        assert_elements("cosine", cosines, wanted, terms=1.0)
 
 
-def check_gram(device: str, dtype: torch.dtype) -> None:
-    """segment_gram: odd sizes, views, transposed tensors, sets in another order of memory, many small segments."""
-    for sets, sizes in ((1, SIZES), (2, SIZES), (3, SIZES), (5, (700, 8200))):
-        guarded = [Guarded(sizes, dtype, device) for _ in range(sets)]
-        lists = [list(g.tensors) for g in guarded]
-        if sets == 3:
-            lists[1] = [tensor.contiguous() for tensor in lists[1]]
-        poison(device)
-        gram = cggm_ops.segment_gram(lists)
-        expected = reference.segment_gram([t for row in lists for t in row], sets)
-        assert_elements("gram", gram, expected, terms=products_of_norms(expected))
-        for g in guarded:
-            g.check()
-    near = torch.randn(5000, dtype=torch.float64)
-    first, second = near.to(device, dtype), (-near).to(device, dtype)
-    second[17] += 0.25
-    gram = cggm_ops.segment_gram([[first], [second]])[0]
-    exact = (first.double() + second.double()).square().sum()  # what is left where all else cancels
-    assert_elements("gram", gram.sum(), exact, terms=gram.abs().sum())
-
-
-def check_combine(device: str, dtype: torch.dtype) -> None:
-    """segment_combine_: all layouts, weights with strides, many segments."""
-    for sets, sizes in ((1, SIZES), (2, SIZES + SIZES), (4, SIZES)):
-        guarded = [Guarded(sizes, dtype, device) for _ in range(sets)]
-        lists = [list(g.tensors) for g in guarded]
-        if sets == 4:
-            lists[1] = [tensor.contiguous() for tensor in lists[1]]
-        weights = torch.randn(sets, len(sizes), dtype=torch.float64).to(device).t()
-        wanted, terms = combine_exactly(lists, weights)
-        cggm_ops.segment_combine_(lists, weights)
-        for found, exact, magnitude in zip(lists[0], wanted, terms, strict=True):
-            assert_elements("combination", found, exact, terms=magnitude)
-        for g in guarded:
-            g.check()
-
-
-def check_many_segments(device: str, dtype: torch.dtype) -> None:
-    """segment_gram and segment_combine_ over more segments than one launch takes."""
-    if dtype != torch.float32:
-        return
-    lists = [
-        [torch.randn(index % 7, device=device).to(DTYPES[index % 3]) for index in range(1050)] for _ in "ab"
-    ]
-    gram = cggm_ops.segment_gram(lists)
-    expected = reference.segment_gram([tensor for row in lists for tensor in row], 2)
-    assert_elements("gram", gram, expected, terms=products_of_norms(expected))
-    weights = torch.randn(1050, 2, device=device)
-    wanted, terms = combine_exactly(lists, weights)
-    cggm_ops.segment_combine_(lists, weights)
-    for found, exact, magnitude in zip(lists[0], wanted, terms, strict=True):
-        assert_elements("combination", found, exact, terms=magnitude)
+def check_full_grid(device: str, dtype: torch.dtype) -> None:
+    """modulate_ and adamw_ with more chunks than a GPU runs blocks at a time, all of which meet at a barrier."""
+    case = Case((500 * 8192 + 5, 70_001, 3), device=device, dtype=dtype, unowned=True, draw=normal)
+    for _ in range(3):
+        call = modulate(case, 1_000_003)
+        (cosines, norms), (wanted, _) = compare(call, "scaled gradient", exact=False)
+        assert_norms(norms, *call.arguments[:2])
+        assert_elements("cosine", cosines, wanted, terms=1.0)
+    counters = [torch.zeros((), device=device) for _ in case.sizes]
+    for taken in range(1, 4):
+        compare_step(adamw(case, AdamSettings(lr=0.05), Modulation(), counters))
+        assert [counter.item() for counter in counters] == [taken] * len(counters), "steps"
 
 
 CHECKS: list[Callable[[str, torch.dtype], None]] = [
@@ -214,9 +160,37 @@ CHECKS: list[Callable[[str, torch.dtype], None]] = [
 ]
 
 
+def check_float64(device: str) -> None:
+    """GPU kernels refuse float64 before they change anything; the public functions choose the reference on a GPU."""
+    ones = lambda: torch.ones(3, dtype=torch.float64, device=device)  # noqa: E731
+    param, step = ones(), torch.zeros((), device=device)
+    kernels = torch.ops.cggm_ops
+    numbers = (0.1, 0.9, 0.99, 1e-8, 0.1, True, False)
+    for call in (
+        lambda: kernels.scale_([param], [0], 2 * ones()),
+        lambda: kernels.batched_cosine(param, [ones()]),
+        lambda: kernels.adamw_([param], [ones()], [ones()], [ones()], [step], [], None, None, *numbers),
+    ):
+        assert "float64" in refusal(call), "a GPU kernel took float64"
+    assert param.tolist() == [1.0] * 3
+    assert step.item() == 0.0
+    if device == "cuda":
+        cggm_ops.scale_([param], [0], 2 * ones())
+        assert param.tolist() == [2.0] * 3
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Return what a call is refused with, or nothing."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def run(device: str, only: str, without: str | None) -> Iterator[str]:
     """Run all checks whose name holds `only` and not `without`; yield what passed."""
-    for check, dtype in itertools.product(CHECKS + GRID_CHECKS * (device == "cuda"), DTYPES):
+    for check, dtype in itertools.product(CHECKS + [check_full_grid] * (device == "cuda"), DTYPES):
         if only in check.__name__ and (without is None or without not in check.__name__):
             check(device, dtype)
             yield f"{check.__name__} {str(dtype).removeprefix('torch.')}"
@@ -242,6 +216,8 @@ def main() -> None:
                 f"{arguments.backend} kernels for {arguments.device} are not there: {serving} serves"
             )
         passed = list(run(arguments.device, arguments.only, arguments.without))
+        if arguments.device == "cuda" or arguments.library or arguments.backend == "triton":
+            check_float64(arguments.device)
     print(*passed, sep="\n")
     print(f"{len(passed)} checks passed on {arguments.device}")
 

@@ -1,8 +1,13 @@
-"""Inputs for the checks of kernels: see kernel_checks.py."""
+"""Inputs for the checks of kernels, and comparisons with the definitions: see kernel_checks.py."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from operator_cases import Call, Case
 from torch import Tensor
 
 from cggm_ops import reference
@@ -14,18 +19,20 @@ MARGIN = 16  # elements before and after a view that no kernel may touch
 MARK = 7.0
 
 
-class Guarded:
-    """Tensors inside larger buffers of marks, at addresses of every alignment, one of them transposed."""
+class Guards:
+    """Draws views of larger buffers full of marks, at addresses of every alignment, some of them transposed."""
 
-    def __init__(self, sizes: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
-        self.buffers, self.tensors = [], []
-        for index, size in enumerate(sizes):
-            offset = MARGIN + index % 4  # aligned to 16 bytes every fourth time
-            buffer = torch.full((size + 2 * MARGIN + 4,), MARK, dtype=dtype, device=device)
-            view = buffer[offset : offset + size]
-            view.copy_(torch.randn(size, dtype=torch.float32).to(device))
-            self.buffers.append((buffer, offset, size))
-            self.tensors.append(view.view(2, -1).t() if size and size % 2 == 0 else view)
+    def __init__(self) -> None:
+        self.buffers: list[tuple[Tensor, int, int]] = []
+
+    def draw(self, size: int, dtype: torch.dtype, device: str) -> Tensor:
+        """Return normal numbers."""
+        offset = MARGIN + len(self.buffers) % 4  # every fourth is aligned to 16 bytes
+        buffer = torch.full((size + 2 * MARGIN + 4,), MARK, dtype=dtype, device=device)
+        view = buffer[offset : offset + size]
+        view.copy_(torch.randn(size, dtype=torch.float32).to(device))
+        self.buffers.append((buffer, offset, size))
+        return view.view(2, -1).t() if size and size % 2 == 0 else view
 
     def check(self) -> None:
         """Fail where a neighbour has changed."""
@@ -34,18 +41,76 @@ class Guarded:
             assert bool((around == MARK).all()), f"memory around a view of {size} elements was overwritten"
 
 
+def guarded(
+    device: str, dtype: torch.dtype, sizes: tuple[int, ...] = SIZES, modalities: int = 3
+) -> tuple[Case, Guards]:
+    """Return a case whose tensors are views of guarded memory, and the guards."""
+    guards = Guards()
+    return Case(sizes, modalities, dtype, device, unowned=True, draw=guards.draw), guards
+
+
+def normal(size: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Return normal numbers in memory of their own."""
+    return torch.randn(size, device=device).to(dtype)
+
+
+def mixed() -> Callable[[int, torch.dtype, str], Tensor]:
+    """Return a function that draws one dtype after the other, whatever it is asked for."""
+    dtypes = itertools.cycle(DTYPES)
+    return lambda size, _, device: normal(size, next(dtypes), device)
+
+
 def poison(device: str) -> None:
     """Leave NaN where the next results will lie."""
-    blocks = [
-        torch.full((count,), float("nan"), dtype=torch.float64, device=device)
-        for count in (1, 8, 64, 512, 4096)
-    ]
+    nan = {"fill_value": float("nan"), "dtype": torch.float64, "device": device}
+    blocks = [torch.full((count,), **nan) for count in (1, 8, 64, 512, 4096)]
     del blocks
 
 
-def copies(tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The same values elsewhere."""
-    return [tensor.detach().clone().to(dtype or tensor.dtype) for tensor in tensors]
+def compare(
+    call: Call,
+    quantity: str,
+    *,
+    exact: bool = True,
+    terms: Callable[[Tensor], Tensor | float] = lambda wanted: 0.0,
+) -> tuple[Any, Any]:
+    """Call the kernel and hold what it changed to the definition, and what it only read to what it was.
+
+    Args:
+        call: the operator on its inputs.
+        quantity: the line of the tolerance table for the tensors that change.
+        exact: whether the definition works on copies in float64, or on copies of the same dtype.
+        terms: the magnitude of the terms of a result, given the result.
+
+    Returns:
+        What the kernel returned, and what the definition did.
+    """
+    before: dict[int, Tensor] = {}
+    copies: dict[int, Tensor] = {}
+
+    def copy(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [copy(item) for item in argument]
+        if not isinstance(argument, Tensor):
+            return argument
+        before[id(argument)] = argument.detach().clone()
+        dtype = torch.float64 if exact else argument.dtype
+        copies[id(argument)] = argument.detach().to(dtype, copy=True)
+        return copies[id(argument)]
+
+    wanted = getattr(reference, call.operator)(*map(copy, call.arguments))
+    changed = [tensor for row in call.changed for tensor in row]
+    poison(call.read[0][0].device.type)
+    found = call.ours()
+    for tensor in changed:
+        exactly = copies[id(tensor)]
+        assert_elements(quantity, tensor, exactly, terms=terms(exactly))
+    only_read = {id(tensor): tensor for row in call.read for tensor in row}
+    for tensor in changed:
+        only_read.pop(id(tensor))
+    for key, tensor in only_read.items():
+        assert torch.equal(tensor, before[key]), "a tensor that is only read has changed"
+    return found, wanted
 
 
 def assert_norms(norms: Tensor, grads: list[Tensor], owner: list[int]) -> None:
@@ -60,12 +125,3 @@ def products_of_norms(gram: Tensor) -> Tensor:
     """What no dot product of two of the vectors exceeds, [S, K, K]."""
     norms = gram.diagonal(dim1=1, dim2=2).sqrt()
     return norms[:, :, None] * norms[:, None, :]
-
-
-def combine_exactly(lists: list[list[Tensor]], weights: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The definition in float64, and the terms that were rounded: K times Σ_k |w_k g_k| in each segment."""
-    wide = [copies(row, torch.float64) for row in lists]
-    magnitudes = [[tensor.abs() for tensor in row] for row in wide]
-    for rows, factors in ((wide, weights), (magnitudes, len(lists) * weights.abs())):
-        reference.segment_combine_(rows[0], [tensor for row in rows[1:] for tensor in row], factors)
-    return wide[0], magnitudes[0]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import cggm_ops
 
@@ -59,6 +60,16 @@ def test_an_extension_that_cannot_be_loaded_is_no_reason_to_go_on_without(tmp_pa
     result = run_copy(tmp_path, ALONE + "import cggm_ops", _C="raise ImportError('an undefined symbol')")
     assert result.returncode != 0
     assert "an undefined symbol" in result.stderr
+
+
+def test_the_reference_serves_float64_on_a_gpu():
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    scale, single, double = cggm_ops.schema.scale_, torch.ones(1), torch.ones(1, dtype=torch.float64)
+    assert cggm_ops.schema.serving(scale, [OnGPU(single), OnGPU(double)]) is cggm_ops.reference.scale_
+    assert cggm_ops.schema.serving(scale, [OnGPU(single)]) is scale
+    assert cggm_ops.schema.serving(scale, [double]) is scale
 
 
 def test_build_information():

@@ -122,6 +122,14 @@ def test_head_gradients_are_refused(implementation, case, message):
 
 
 @each_implementation
+@pytest.mark.parametrize(("numbers", "products"), [(1, 5), (2, 4)])
+def test_the_backward_of_the_cosines_refuses_other_sizes(implementation, numbers, products):
+    backward = implementation.ops.batched_cosine_backward
+    with pytest.raises(ValueError, match=rf"\(2\).*found {numbers} and {products}"):
+        backward(torch.ones(numbers), torch.ones(products, dtype=torch.float64), *head(2))
+
+
+@each_implementation
 def test_modulate_needs_a_head_gradient_per_coefficient(implementation):
     grads = [random(3)]
     assert_unchanged(

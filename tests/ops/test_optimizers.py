@@ -4,13 +4,11 @@ import itertools
 
 import pytest
 import torch
-from cases import OWNER, assert_same_bits, each_dtype, each_implementation, gradients, random
-from torch.library import opcheck
+from cases import OWNER, each_dtype, each_implementation, gradients, random
 
 from cggm_ops import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
 from tolerances import assert_accurate
 
-operators = torch.ops.cggm_ops
 GRAD_SCALE, UPDATE_SCALE = torch.tensor([0.5, -2.0, 1.0]), torch.tensor([1.5, 0.25, 0.0], dtype=torch.float64)
 ADAM = {"lr": 0.01, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.1}
 ADAMS = list(itertools.product((True, False), (True, False)))  # decoupled, maximize
@@ -147,32 +145,3 @@ def test_parameters_that_autograd_follows():
     with torch.no_grad():
         sgd_([leaf], [random(3)], settings=SGDSettings(lr=0.1))
     assert leaf._version > version
-
-
-@each_dtype
-def test_opcheck(dtype):
-    opcheck(
-        operators.adamw_.default,
-        (*adam_case(dtype), OWNER, GRAD_SCALE, None, *ADAM.values(), True, False),
-    )
-    tensors = gradients(dtype), gradients(dtype, seed=1), gradients(dtype, seed=2)
-    opcheck(
-        operators.sgd_.default,
-        (*tensors, OWNER, GRAD_SCALE, UPDATE_SCALE, 0.1, 0.9, 0.0, 0.1, True, False, False),
-    )
-
-
-@each_dtype
-def test_bits_do_not_depend_on_the_number_of_threads(dtype):
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            case = adam_case(dtype)
-            operators.adamw_(*case, OWNER, GRAD_SCALE, UPDATE_SCALE, *ADAM.values(), True, False)
-            results.append([*case[0], *case[2], *case[3]])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        for actual, wanted in zip(other, results[0], strict=True):
-            assert_same_bits(actual, wanted)

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import assert_same_bits, each_dtype, each_implementation, gradients, random
-from torch.library import opcheck
+from cases import each_dtype, each_implementation, gradients, random
 
 from cggm_ops import segment_combine_, segment_gram
 from tolerances import assert_accurate
@@ -171,28 +170,3 @@ def test_autograd_stays_out():
     assert grad._version > version
     with pytest.raises(RuntimeError, match="requires grad"):
         operators.segment_combine_([leaf], [random(5)], torch.ones(1, 2))
-
-
-@each_dtype
-def test_opcheck(dtype):
-    sets = make_sets(2, dtype)
-    opcheck(operators.segment_gram.default, (flatten(sets), 2))
-    opcheck(operators.segment_combine_.default, (sets[0], sets[1], random(len(sets[0]), 2)))
-
-
-@each_dtype
-def test_bits_do_not_depend_on_the_number_of_threads(dtype):
-    before, results = torch.get_num_threads(), []
-    sets = [[random(150_001, dtype=dtype, seed=k), random(40_000, dtype=dtype, seed=k + 5)] for k in range(4)]
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            copies = [[tensor.clone() for tensor in tensors] for tensors in sets]
-            results.append([segment_gram(copies[:2]), segment_gram(copies[:3]), segment_gram(copies)])
-            segment_combine_(copies, random(2, 4))
-            results[-1] += copies[0]
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        for actual, wanted in zip(other, results[0], strict=True):
-            assert_same_bits(actual, wanted)

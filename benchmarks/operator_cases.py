@@ -1,0 +1,325 @@
+"""Every operator as one call: its inputs, its definition, what a user would otherwise write, and the bytes it moves.
+
+The benchmarks, the GPU program and the checks of the kernels (tests/ops/kernel_checks.py) all build their calls here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from harness import Alternative, Memory, random_tensor
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.sgd import sgd as foreach_sgd
+
+import cggm_ops
+from cggm_ops import AdamSettings, Modulation, SGDSettings, reference
+
+HEAD = 65_536  # elements of a head gradient beside the encoders' gradients
+ADAM = AdamSettings(lr=1e-4, weight_decay=0.01)
+SGD = SGDSettings(lr=1e-4)
+
+
+def small_numbers(size: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Return normal numbers of about 0.01, so that thousands of calls neither overflow nor vanish."""
+    return random_tensor(size, dtype, device).mul_(0.01)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The inputs of an operator.
+
+    Attributes:
+        sizes: the elements of each tensor of a list; of the head gradients for `batched_cosine`, the first alone.
+        modalities: how many there are.
+        dtype: of the tensors.
+        device: of the tensors.
+        unowned: whether every (M + 1)-th tensor, the first included, belongs to no modality.
+        draw: makes a tensor of a size, dtype and device.
+    """
+
+    sizes: tuple[int, ...]
+    modalities: int = 2
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    unowned: bool = False
+    draw: Callable[[int, torch.dtype, str], Tensor] = small_numbers
+
+    @classmethod
+    def even(cls, elements: int, tensors: int, **options: Any) -> Case:
+        """Return a case of equally large tensors."""
+        return cls((max(1, elements // tensors),) * tensors, **options)
+
+    def lists(self, count: int) -> list[list[Tensor]]:
+        """Draw lists of tensors of the case's sizes."""
+        return [[self.draw(size, self.dtype, self.device) for size in self.sizes] for _ in range(count)]
+
+    def head(self, size: int) -> list[Tensor]:
+        """Draw the gradient of the fusion's head, and one per modality."""
+        return [self.draw(size, self.dtype, self.device).reshape(-1) for _ in range(self.modalities + 1)]
+
+    def owner(self) -> list[int]:
+        """Return the modality of each tensor, in turn."""
+        classes = self.modalities + self.unowned
+        return [index % classes - self.unowned for index in range(len(self.sizes))]
+
+    def coefficients(self) -> Tensor:
+        """Return coefficients close to one; exactly one would be skipped."""
+        return torch.linspace(0.99998, 1.00002, self.modalities, device=self.device) + 1e-6
+
+    def modulation(self) -> Modulation:
+        """Return the coefficients as scales of the gradients."""
+        return Modulation(owner=self.owner(), grad_scale=self.coefficients())
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator on its inputs.
+
+    Attributes:
+        operator: its name in `torch.ops.cggm_ops` and in `cggm_ops.reference`.
+        arguments: as that operator takes them.
+        ours: calls the public function on the same tensors.
+        others: what a user would otherwise write, by name; names with "loop" loop over parameters.
+        changed: the lists of tensors that the operator changes.
+        read: the lists of tensors that it reads.
+    """
+
+    operator: str
+    arguments: tuple[Any, ...]
+    ours: Alternative
+    others: Mapping[str, Alternative]
+    changed: Sequence[Sequence[Tensor]] = ()
+    read: Sequence[Sequence[Tensor]] = field(default_factory=tuple)
+
+    def definition(self) -> Any:
+        """Call the definition on the same tensors."""
+        return getattr(reference, self.operator)(*self.arguments)
+
+    @property
+    def memory(self) -> Memory:
+        """The bytes that the operator must move."""
+        sizes = [sum(t.nbytes for row in lists for t in row) for lists in (self.read, self.changed)]
+        return Memory(*sizes)
+
+
+def _norm_loop(grads: list[Tensor], factors: list[float]) -> list[Tensor]:
+    """As released scripts do: one parameter after the other, with the norms that clipping would take."""
+    return [grad.mul_(factor).norm() for grad, factor in zip(grads, factors, strict=True)]
+
+
+def _norm_foreach(grads: list[Tensor], factors: list[float]) -> tuple[Tensor, ...]:
+    torch._foreach_mul_(grads, factors)
+    return torch._foreach_norm(grads)
+
+
+def _cosines(fusion: Tensor, unimodal: Sequence[Tensor]) -> list[Tensor]:
+    return [F.cosine_similarity(fusion, row, dim=0) for row in unimodal]
+
+
+def _cosines_by_dot(fusion: Tensor, unimodal: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of fusion is taken once."""
+    norm = torch.dot(fusion, fusion)
+    return [torch.dot(fusion, row) / (norm * torch.dot(row, row)).sqrt() for row in unimodal]
+
+
+def _factors(owner: Sequence[int], coefficients: Tensor) -> list[float]:
+    """The coefficient of each tensor, on the host."""
+    numbers = [*coefficients.tolist(), 1.0]
+    return [numbers[modality] for modality in owner]
+
+
+def scale(case: Case, coefficients: Tensor | None = None) -> Call:
+    """scale_ with its norms."""
+    (grads,) = case.lists(1)
+    owner = case.owner()
+    coefficients = case.coefficients() if coefficients is None else coefficients
+    factors = _factors(owner, coefficients)
+    others = {
+        "loop": lambda: _norm_loop(grads, factors),
+        "foreach mul + norm": lambda: _norm_foreach(grads, factors),
+        "foreach mul alone": lambda: torch._foreach_mul_(grads, factors),
+    }
+    ours = lambda: cggm_ops.scale_(grads, owner, coefficients)  # noqa: E731
+    return Call("scale_", (grads, owner, coefficients), ours, others, [grads], [grads])
+
+
+def modulate(case: Case, head: int = HEAD, head_dtype: torch.dtype | None = None) -> Call:
+    """modulate_ with a head of some elements."""
+    (grads,) = case.lists(1)
+    owner, coefficients = case.owner(), case.coefficients()
+    factors = _factors(owner, coefficients)
+    fusion, *unimodal = replace(case, dtype=head_dtype or case.dtype).head(head)
+    arguments = (grads, owner, coefficients, fusion, unimodal)
+    others = {
+        "loop + cosines": lambda: (_norm_loop(grads, factors), _cosines(fusion, unimodal)),
+        "foreach + cosines": lambda: (_norm_foreach(grads, factors), _cosines(fusion, unimodal)),
+        "scale_ + batched_cosine": lambda: (
+            cggm_ops.scale_(grads, owner, coefficients),
+            cggm_ops.batched_cosine(fusion, unimodal),
+        ),
+    }
+    ours = lambda: cggm_ops.modulate_(*arguments)  # noqa: E731
+    return Call("modulate_", arguments, ours, others, [grads], [grads, [fusion, *unimodal]])
+
+
+def cosine(case: Case) -> Call:
+    """batched_cosine: one row per modality and the fusion's."""
+    fusion, *unimodal = case.head(case.sizes[0])
+    others = {
+        "F.cosine_similarity": lambda: _cosines(fusion, unimodal),
+        "torch.dot": lambda: _cosines_by_dot(fusion, unimodal),
+    }
+    ours = lambda: cggm_ops.batched_cosine(fusion, unimodal)  # noqa: E731
+    return Call("batched_cosine", (fusion, unimodal), ours, others, read=[[fusion, *unimodal]])
+
+
+def gram(case: Case, count: int = 2) -> Call:
+    """segment_gram of some sets."""
+    sets = case.lists(count)
+
+    def dots() -> list[Tensor]:
+        """All K² of them, as MMPareto's released script takes them."""
+        return [torch.dot(a, b) for one in sets for other in sets for a, b in zip(one, other, strict=True)]
+
+    ours = lambda: cggm_ops.segment_gram(sets)  # noqa: E731
+    return Call("segment_gram", ([*itertools.chain(*sets)], count), ours, {"torch.dot": dots}, read=sets)
+
+
+def combine(case: Case, count: int = 2, weights: Tensor | None = None) -> Call:
+    """segment_combine_ of some sets; the alternatives are for two."""
+    sets = case.lists(count)
+    if weights is None:
+        weights = torch.tensor([[0.6, 0.4]], device=case.device).repeat(len(case.sizes), 1)
+    rows = weights.tolist()
+
+    def loop() -> None:
+        for first, second, (a, b) in zip(*sets, rows, strict=True):
+            first.mul_(a).add_(second, alpha=b)
+
+    def foreach() -> None:
+        torch._foreach_mul_(sets[0], [a for a, _ in rows])
+        torch._foreach_add_(sets[0], torch._foreach_mul(sets[1], [b for _, b in rows]))
+
+    ours = lambda: cggm_ops.segment_combine_(sets, weights)  # noqa: E731
+    arguments = (sets[0], [*itertools.chain(*sets[1:])], weights)
+    return Call("segment_combine_", arguments, ours, {"loop": loop, "foreach": foreach}, sets[:1], sets)
+
+
+def adamw(
+    case: Case,
+    settings: AdamSettings = ADAM,
+    modulation: Modulation | None = None,
+    steps: list[Tensor] | None = None,
+) -> Call:
+    """adamw_ with modulation, against torch's fused AdamW without any, and after a scaling."""
+    params, grads, exp_avgs, exp_avg_sqs = case.lists(4)
+    for tensor in exp_avg_sqs:
+        tensor.abs_()
+    if steps is None:  # where fused AdamW keeps them
+        steps = [torch.full((), 10.0, device=case.device) for _ in params]
+    modulation = case.modulation() if modulation is None else modulation
+    s = settings
+    numbers = {
+        "lr": s.lr,
+        "beta1": s.betas[0],
+        "beta2": s.betas[1],
+        "eps": s.eps,
+        "weight_decay": s.weight_decay,
+    }
+    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps}
+
+    def fused() -> None:
+        torch._foreach_add_(steps, 1)
+        lists = (params, grads, exp_avgs, exp_avg_sqs, [], steps)
+        torch._fused_adamw_(*lists, amsgrad=False, maximize=s.maximize, **numbers)
+
+    def ours(modulation: Modulation = modulation) -> None:
+        cggm_ops.adamw_(params, grads, **states, settings=settings, modulation=modulation)
+
+    lists = (params, grads, exp_avgs, exp_avg_sqs, steps)
+    arguments = (*lists, *_scales(modulation), *numbers.values(), s.decoupled, s.maximize)
+    others = {
+        "ours without modulation": lambda: ours(Modulation()),
+        **_scaled_first(case, grads, "fused", fused),
+    }
+    return Call("adamw_", arguments, ours, others, [params, exp_avgs, exp_avg_sqs], lists[:4])
+
+
+def sgd(
+    case: Case,
+    settings: SGDSettings = SGD,
+    modulation: Modulation | None = None,
+    first: bool = False,
+) -> Call:
+    """sgd_ with modulation, against torch's fused SGD without any, and after a scaling."""
+    params, grads, *rest = case.lists(3 if settings.momentum else 2)
+    buffers = rest[0] if settings.momentum else []
+    modulation = case.modulation() if modulation is None else modulation
+    s = settings
+    numbers = {"lr": s.lr, "momentum": s.momentum, "dampening": s.dampening, "weight_decay": s.weight_decay}
+    flags = {"nesterov": s.nesterov, "maximize": s.maximize}
+    # The fused kernel of torch 2.12 and 2.13 does not change parameters in half precision (pytorch issue 191763).
+    kind = "fused" if case.dtype == torch.float32 else "foreach"
+
+    def plain() -> None:
+        if kind == "fused":
+            torch._fused_sgd_(params, grads, buffers, is_first_step=first, **numbers, **flags)
+        else:
+            foreach_sgd(params, grads, list(buffers), foreach=True, **numbers, **flags)
+
+    def ours() -> None:
+        options = {"settings": settings, "modulation": modulation, "first": first}
+        cggm_ops.sgd_(params, grads, momentum_buffers=buffers, **options)
+
+    arguments = (params, grads, buffers, *_scales(modulation), *numbers.values(), *flags.values(), first)
+    others = _scaled_first(case, grads, kind, plain)
+    return Call("sgd_", arguments, ours, others, [params, buffers], [params, grads, buffers])
+
+
+def _scales(modulation: Modulation) -> tuple[list[int], Tensor | None, Tensor | None]:
+    return list(modulation.owner), modulation.grad_scale, modulation.update_scale
+
+
+def _scaled_first(case: Case, grads: list[Tensor], kind: str, step: Alternative) -> dict[str, Alternative]:
+    """A step without modulation, and after scaling the gradients in one call or in a loop."""
+    owner, coefficients = case.owner(), case.coefficients()
+    factors = _factors(owner, coefficients)
+
+    def loop() -> None:
+        """As released scripts do: every tensor with a coefficient that the host reads."""
+        for grad, modality in zip(grads, owner, strict=True):
+            grad *= coefficients[modality].item()
+        step()
+
+    return {
+        f"{kind} without modulation": step,
+        f"foreach mul + {kind}": lambda: (torch._foreach_mul_(grads, factors), step()),
+        f"loop + {kind}": loop,
+    }
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How to make a call, and how many lists of tensors it takes, given the modalities."""
+
+    make: Callable[..., Call]
+    lists: Callable[[int], int] = lambda modalities: 1
+
+
+OPERATORS: dict[str, Operator] = {
+    "scale_": Operator(scale),
+    "modulate_": Operator(modulate),
+    "batched_cosine": Operator(cosine, lambda modalities: modalities + 1),
+    "segment_gram": Operator(gram, lambda modalities: 2),
+    "segment_combine_": Operator(combine, lambda modalities: 2),
+    "adamw_": Operator(adamw, lambda modalities: 4),
+    "sgd_": Operator(sgd, lambda modalities: 2),
+    "sgd_ with momentum": Operator(
+        lambda case: sgd(case, SGDSettings(lr=1e-4, momentum=0.9)), lambda modalities: 3
+    ),
+}
