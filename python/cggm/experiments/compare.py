@@ -137,7 +137,8 @@ def _compare_one(
     outcomes: list[Outcome],
 ) -> None:
     """Tune and run on one data set; outcomes are added as they come."""
-    name, methods = build().name, choose_methods(comparison.methods)
+    experiment = build()
+    name, methods = experiment.name, choose_methods(comparison.methods, len(experiment.encoders))
 
     def run(jobs: list[Job], what: str) -> list[Outcome]:
         bar = progress.add_task(f"{name} {what}", total=sum(job.epochs for job in jobs))

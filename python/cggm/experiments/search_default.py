@@ -17,7 +17,7 @@ from cggm.policies import CGGM, DGL, ModalityDropout, NormEqualization, Unimodal
 
 from .datasets.registry import DATASETS
 from .reports.intervals import Interval
-from .training.methods import METHODS, Method
+from .training.methods import METHODS, Method, encoder_rates
 from .training.results import Job, Outcome
 from .training.runner import plan
 from .training.store import Store
@@ -39,24 +39,9 @@ CANDIDATES: Mapping[str, Method] = {
     "dgl + dropout .35": Method(DGL() + ModalityDropout(0.35)),
     "unimodal + cggm + dropout .35": Method(UnimodalLosses() + CGGM() + ModalityDropout(0.35)),
 }
-ENCODER_FACTORS = (0.25, 4.0)  # "a learning rate per encoder": one encoder slower or faster than the rest
 
 Cell = tuple[str, str]  # data set, optimizer
 Scores = dict[Cell, dict[str, dict[int, float]]]  # cell -> method -> seed -> accuracy
-
-
-def encoder_rates(modalities: int) -> dict[str, Method]:
-    """Joint training with one encoder's learning rate apart from the others'.
-
-    >>> list(encoder_rates(2))
-    ['joint, rates 0.25 1', 'joint, rates 4 1', 'joint, rates 1 0.25', 'joint, rates 1 4']
-    """
-    made = {}
-    for encoder in range(modalities):
-        for factor in ENCODER_FACTORS:
-            rates = tuple(factor if i == encoder else 1.0 for i in range(modalities))
-            made["joint, rates " + " ".join(f"{rate:g}" for rate in rates)] = Method(encoder_rates=rates)
-    return made
 
 
 def gather(outcomes: Iterable[Outcome], *, part: str) -> Scores:

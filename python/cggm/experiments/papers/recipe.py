@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from cggm import CGGM, CGGMOptimizerWrapper, Encoder
-from cggm.experiments.training.methods import Method, choose_methods
+from cggm.experiments.training.methods import METHODS, Method, choose_methods
 
 Metrics = dict[str, float]
 Sample = tuple[tuple[Tensor, ...], Tensor]  # an input per modality, and the target
@@ -71,7 +71,7 @@ class Recipe:
 
 
 def method_of(recipe: Recipe, policy: str) -> Method:
-    """The method of this name, the published forms with the recipe's own ρ and λ.
+    """The method of this name; the published forms take the recipe's own ρ and λ.
 
     Raises:
         ValueError: an unknown name.
@@ -79,7 +79,20 @@ def method_of(recipe: Recipe, policy: str) -> Method:
     published = {"cggm-paper": CGGM.paper, "cggm-released": CGGM.released}
     if policy in published:
         return Method(published[policy](rho=recipe.rho, lam=recipe.lam))
-    return choose_methods([policy])[policy]
+    return check_policy(policy)
+
+
+def check_policy(policy: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        ValueError: an unknown name, or a method that is no policy but changes the model or the learning rates.
+    """
+    method = choose_methods([policy]).get(policy)
+    if method is None or (method.policy is None and policy != "joint"):
+        allowed = ["joint", *(name for name, known in METHODS.items() if known.policy is not None)]
+        raise ValueError(f"policy must be one of {allowed}, got {policy!r}")
+    return method
 
 
 def collate(samples: list[Sample]) -> tuple[list[Tensor], Tensor]:
