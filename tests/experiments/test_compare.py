@@ -405,6 +405,23 @@ ARGUMENTS = [
 ]
 
 
+def test_at_joints_rate_every_method_runs_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "execute", lambda jobs, **_: map(loop.run_job, jobs))
+    arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--out", str(tmp_path)]
+    assert cli.main([*arguments, "--joint-rate"]) == 2
+    assert cli.main([*arguments, "--tune", "--joint-rate"]) == 0
+    runs = json.loads((tmp_path / "compare.json").read_text())["runs"]
+    tuned = {run["method"]: run["learning_rate"] for run in runs if run["dataset"] == "toy"}
+    shared = [run for run in runs if run["dataset"] == "toy, joint's rate"]
+    assert [(run["method"], run["seed"]) for run in shared] == [
+        ("joint", 0),
+        ("unimodal", 0),
+        ("joint", 1),
+        ("unimodal", 1),
+    ]
+    assert {run["learning_rate"] for run in shared} == {tuned["joint"]}
+
+
 def test_compare_runs_tunes_and_goes_on(tmp_path, capsys, monkeypatch):
     ran = []
 
