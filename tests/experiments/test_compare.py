@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cggm import cli
+from cggm import Encoder, cli
 from cggm.experiments.compare import Comparison, run_compare
 from cggm.experiments.datasets import registry, uci, watch
 from cggm.experiments.experiment import Experiment, Split, Splits
@@ -200,7 +200,7 @@ def test_every_method_trains_and_is_measured():
 
 def test_encoder_rates_are_learning_rates_of_their_own():
     model = TwoEncoders()
-    wrapping = {"encoders": {"left": "left", "right": "right"}, "head": "head", "classifiers": None}
+    wrapping = {"encoders": {"left": Encoder("left"), "right": Encoder("right")}, "head": "head"}
     started = loop.Training(
         model,
         Method(encoder_rates=(4.0, 1.0)),
