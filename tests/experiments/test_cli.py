@@ -10,7 +10,7 @@ import pytest
 
 from cggm import cli
 from cggm.experiments.datasets.registry import DATASETS, FROM_FILES
-from cggm.experiments.training.methods import METHODS
+from cggm.experiments.training.methods import GROUPS, METHODS
 
 pytest.importorskip("tyro")
 
@@ -80,7 +80,7 @@ def test_help_lists_every_name(command, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     shown = "".join(character for character in capsys.readouterr().out if character not in "│ \n")
-    assert "Anyof" + ",".join(METHODS) + "." in shown
+    assert "Anyof" + ",".join([*METHODS, *GROUPS]) + "." in shown
     if command == "compare":
         assert "Anyof" + ",".join(DATASETS) + ";with--dataalso" + ",".join(FROM_FILES) + "." in shown
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cggm import cli
+from cggm import Encoder, cli
 from cggm.experiments.compare import Comparison, run_compare
 from cggm.experiments.datasets import registry, uci, watch
 from cggm.experiments.experiment import Experiment, Split, Splits
@@ -29,7 +29,10 @@ def make_run(method="joint", seed=0, accuracy=0.5, **changes):
         "seed": seed,
         "learning_rate": 0.1,
         "accuracy": accuracy,
+        "f1": accuracy,
         "validation": accuracy,
+        "validation_loss": 1.0,
+        "validation_rows": 1_000_000,
         "probe": {"a": 0.5},
         "seconds_per_step": 1.0,
         "peak_bytes": 1000,
@@ -197,7 +200,7 @@ def test_every_method_trains_and_is_measured():
 
 def test_encoder_rates_are_learning_rates_of_their_own():
     model = TwoEncoders()
-    wrapping = {"encoders": {"left": "left", "right": "right"}, "head": "head", "classifiers": None}
+    wrapping = {"encoders": {"left": Encoder("left"), "right": Encoder("right")}, "head": "head"}
     started = loop.Training(
         model,
         Method(encoder_rates=(4.0, 1.0)),
@@ -400,6 +403,23 @@ ARGUMENTS = [
     "--epochs",
     "1",
 ]
+
+
+def test_at_joints_rate_every_method_runs_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "execute", lambda jobs, **_: map(loop.run_job, jobs))
+    arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--out", str(tmp_path)]
+    assert cli.main([*arguments, "--joint-rate"]) == 2
+    assert cli.main([*arguments, "--tune", "--joint-rate"]) == 0
+    runs = json.loads((tmp_path / "compare.json").read_text())["runs"]
+    tuned = {run["method"]: run["learning_rate"] for run in runs if run["dataset"] == "toy"}
+    shared = [run for run in runs if run["dataset"] == "toy, joint's rate"]
+    assert [(run["method"], run["seed"]) for run in shared] == [
+        ("joint", 0),
+        ("unimodal", 0),
+        ("joint", 1),
+        ("unimodal", 1),
+    ]
+    assert {run["learning_rate"] for run in shared} == {tuned["joint"]}
 
 
 def test_compare_runs_tunes_and_goes_on(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from cggm.experiments.datasets import avdigits
 from cggm.experiments.reports import demo_plot, report
-from cggm.experiments.training import loop, measuring, runner
+from cggm.experiments.training import loop, measuring, methods, runner
 from cggm.experiments.training.methods import METHODS, choose_methods
 from cggm.experiments.training.results import Alone, History, Job, Run
 
@@ -38,7 +38,10 @@ def make_run(method, seed, accuracy, seconds=1.0, optimizer="sgd", dataset="toy"
         seed=seed,
         learning_rate=0.1,
         accuracy=accuracy,
+        f1=accuracy,
         validation=accuracy,
+        validation_loss=1.0,
+        validation_rows=100,
         peak_bytes=1000,
         probe={"a": accuracy, "b": 0.5},
         seconds_per_step=seconds,
@@ -205,6 +208,7 @@ def test_a_diverged_encoder_probes_as_chance():
 
 def test_methods_are_checked():
     assert choose_methods(METHODS) == METHODS
+    assert list(choose_methods(["joint", "encoder-rates"], 3))[1:] == list(methods.encoder_rates(3))
     with pytest.raises(ValueError, match="did you mean 'cggm-paper'"):
         choose_methods(["cggm-papr"])
     with pytest.raises(ValueError, match="at least one"):

@@ -364,6 +364,15 @@ def test_a_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
     assert 'pip install "cggm[papers]"' in refused(capsys, "iemocap", folder)
 
 
-@pytest.mark.parametrize("more", [("--policy", "cggmm"), ("--epochs", "0"), ("--batch-size", "0")])
-def test_wrong_options_are_refused_before_the_data_are_read(more, tmp_path, capsys):
-    assert "nowhere" not in refused(capsys, "mosi", tmp_path / "nowhere", *more)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--policy", "cggmm"),
+        ("--policy", "ensemble"),
+        ("--policy", "encoder-rates"),
+        ("--epochs", "0"),
+        ("--batch-size", "0"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_data_are_read(option, value, tmp_path, capsys):
+    assert "nowhere" not in refused(capsys, "mosi", tmp_path / "nowhere", option, value)

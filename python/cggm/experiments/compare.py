@@ -1,8 +1,9 @@
-"""Methods x optimizers x seeds on one data set or several, resumable."""
+"""`cggm compare`: methods × optimizers × seeds on one or several data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from .training.runner import plan
 from .training.store import Store
 from .training.tuning import of_dataset, tune
 
-FIRST_TUNING_SEED = 500_000  # far from every seed that is reported
+FIRST_TUNING_SEED = 500_000  # no results are reported with these
 TUNING_SEEDS = 3
+
+Rates = dict[tuple[str, str], float]  # by optimizer and method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class Comparison:
         seeds: How many seeds.
         first_seed: The first seed; the others follow.
         tune: Choose the learning rate of every method on the validation part, with three further seeds.
+        joint_rate: With --tune, run every method also at the rate that was chosen for joint training.
         epochs: Epochs of training; by default the experiment's own number.
         processes: How many processes; by default one per core.
         out: The folder for the files.
@@ -55,6 +59,7 @@ class Comparison:
     seeds: int = 10
     first_seed: int = 0
     tune: bool = False
+    joint_rate: bool = False
     epochs: int | None = None
     processes: int | None = None
     out: Path = Path("comparison")
@@ -77,7 +82,7 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
             compare.jsonl with other content.
     """
     console = console or Console()
-    if not console.is_terminal:  # a file has no edge, and columns cut short would lose figures
+    if not console.is_terminal:  # in a file, columns must not be cut short
         console.width = max(console.width, 120)
     builds = _experiments(comparison)
     store = Store(comparison.out / "compare.jsonl")
@@ -103,6 +108,8 @@ def _experiments(comparison: Comparison) -> list[Callable[[], Experiment]]:
     for option in ("dataset", "experiment"):
         if getattr(comparison, option) == ():
             raise ValueError(f"{option} must name at least one: --{option} NAME")
+    if comparison.joint_rate and not (comparison.tune and "joint" in comparison.methods):
+        raise ValueError("joint_rate needs --tune and the method joint")
     names = [*(comparison.dataset or ()), *(comparison.experiment or ())] or ["avdigits"]
     if comparison.data is not None and not set(names) & set(FROM_FILES):
         raise ValueError(f"data is read only by the data sets {list(FROM_FILES)}, got {names}")
@@ -137,32 +144,36 @@ def _compare_one(
     outcomes: list[Outcome],
 ) -> None:
     """Tune and run on one data set; outcomes are added as they come."""
-    name, methods = build().name, choose_methods(comparison.methods)
+    experiment = build()
+    name, methods = experiment.name, choose_methods(comparison.methods, len(experiment.encoders))
 
-    def run(jobs: list[Job], what: str) -> list[Outcome]:
+    def run(jobs: list[Job], what: str) -> Iterator[Outcome]:
         bar = progress.add_task(f"{name} {what}", total=sum(job.epochs for job in jobs))
-        found = []
         advance = lambda epochs: progress.advance(bar, epochs)  # noqa: E731
-        for outcome in store.execute(jobs, processes=comparison.processes, advance=advance):
-            found.append(outcome)
-            if not outcome.job.only_accuracy:
-                outcomes.append(outcome)
-        return found
+        return store.execute(jobs, processes=comparison.processes, advance=advance)
 
-    rates = {}
+    def compare(rates: Rates, what: str) -> Iterator[Outcome]:
+        seeds = _seeds(comparison)
+        jobs = plan(build, methods=methods, seeds=seeds, learning_rates=rates, **_common(comparison))
+        return run(jobs, what)
+
+    rates: Rates = {}
     if comparison.tune:
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + TUNING_SEEDS)
-        rates = tune(
+        tuned = tune(
             [(build, methods)], seeds=seeds, run=lambda jobs: run(jobs, "tuning"), **_common(comparison)
         )
-    jobs = plan(
-        build,
-        methods=methods,
-        seeds=_seeds(comparison),
-        learning_rates=of_dataset(rates, name),
-        **_common(comparison),
-    )
-    run(jobs, "comparing")
+        rates = of_dataset(tuned, name)
+    outcomes.extend(compare(rates, "comparing"))  # keeps what comes before an interrupt
+    if comparison.tune and comparison.joint_rate:
+        shared = {(optimizer, method): rates[optimizer, "joint"] for optimizer, method in rates}
+        outcomes.extend(_renamed(o, f"{name}, joint's rate") for o in compare(shared, "at joint's rate"))
+
+
+def _renamed(outcome: Outcome, name: str) -> Outcome:
+    """The outcome as one of another data set."""
+    runs = [dataclasses.replace(run, dataset=name) for run in outcome.runs]
+    return dataclasses.replace(outcome, runs=runs, alone=dataclasses.replace(outcome.alone, dataset=name))
 
 
 def _report(comparison: Comparison, outcomes: list[Outcome], console: Console) -> None:

@@ -9,14 +9,14 @@ import tyro
 
 from .datasets.registry import DATASETS, FROM_FILES
 from .training.loop import OPTIMIZERS
-from .training.methods import METHODS
+from .training.methods import GROUPS, METHODS
 
 
 def _some_of(names: Iterable[str]) -> Any:
     return Annotated[tuple[str, ...], tyro.conf.arg(help=f"Any of {', '.join(names)}.")]
 
 
-Methods = _some_of(METHODS)
+Methods = _some_of([*METHODS, *GROUPS])
 Optimizers = _some_of(OPTIMIZERS)
 Datasets = Annotated[
     tuple[str, ...] | None,

@@ -1,9 +1,9 @@
 """The search for the default method: `python -m cggm.experiments.search_default --out FOLDER`.
 
-Every candidate and every baseline gets its learning rate from the validation part (`tuning`), on every data set, with
-every optimizer. The candidates with the highest validation accuracy then meet on more seeds; the one that lies
-closest to the best on average over all cells is chosen, still by validation accuracy. Only the last stage looks at
-test accuracies, on seeds that chose nothing. A search that was stopped goes on where it was.
+Every candidate and every baseline gets its learning rate from the validation part (`tuning`), on every data set and
+with every optimizer: a cell. The best candidates then run on more seeds, and the one whose validation accuracy is on
+average closest to the best of each cell is chosen. Only the last stage reads test accuracies, on held-out seeds.
+A search that was stopped resumes with the same command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cggm.policies import CGGM, DGL, ModalityDropout, NormEqualization, Unimodal
 
 from .datasets.registry import DATASETS
 from .reports.intervals import Interval
-from .training.methods import METHODS, Method
+from .training.methods import METHODS, Method, encoder_rates
 from .training.results import Job, Outcome
 from .training.runner import plan
 from .training.store import Store
@@ -39,28 +39,13 @@ CANDIDATES: Mapping[str, Method] = {
     "dgl + dropout .35": Method(DGL() + ModalityDropout(0.35)),
     "unimodal + cggm + dropout .35": Method(UnimodalLosses() + CGGM() + ModalityDropout(0.35)),
 }
-ENCODER_FACTORS = (0.25, 4.0)  # "a learning rate per encoder": one encoder slower or faster than the rest
 
 Cell = tuple[str, str]  # data set, optimizer
 Scores = dict[Cell, dict[str, dict[int, float]]]  # cell -> method -> seed -> accuracy
 
 
-def encoder_rates(modalities: int) -> dict[str, Method]:
-    """Joint training with one encoder's learning rate apart from the others'.
-
-    >>> list(encoder_rates(2))
-    ['joint, rates 0.25 1', 'joint, rates 4 1', 'joint, rates 1 0.25', 'joint, rates 1 4']
-    """
-    made = {}
-    for encoder in range(modalities):
-        for factor in ENCODER_FACTORS:
-            rates = tuple(factor if i == encoder else 1.0 for i in range(modalities))
-            made["joint, rates " + " ".join(f"{rate:g}" for rate in rates)] = Method(encoder_rates=rates)
-    return made
-
-
 def gather(outcomes: Iterable[Outcome], *, part: str) -> Scores:
-    """Accuracies on a part, `"validation"` or `"accuracy"` (test), by cell, method and seed."""
+    """Accuracies by cell, method and seed; `part` is `"validation"`, or `"accuracy"` for the test part."""
     scores: Scores = {}
     for outcome in outcomes:
         for run in outcome.runs:
@@ -70,7 +55,7 @@ def gather(outcomes: Iterable[Outcome], *, part: str) -> Scores:
 
 
 def ranking(scores: Scores, methods: Sequence[str]) -> dict[str, float]:
-    """Mean distance of each method to the best of its cell, over all cells; the smallest first.
+    """Mean distance of each method to the best method of a cell, over all cells; the smallest first.
 
     >>> scores = {("a", "sgd"): {"x": {0: 0.9}, "y": {0: 0.7}}, ("b", "sgd"): {"x": {0: 0.5}, "y": {0: 0.6}}}
     >>> ranking(scores, ["x", "y"])
@@ -86,13 +71,13 @@ def ranking(scores: Scores, methods: Sequence[str]) -> dict[str, float]:
 
 
 def search(store: Store, *, seeds: tuple[int, int, int], finalists: int, processes: int | None) -> None:
-    """Run the three stages and print what each of them found.
+    """Run the three stages and print the result of each.
 
     Args:
-        store: remembers the runs.
-        seeds: how many to tune on (from 0), to choose on (from 0) and to confirm on (from 1000).
-        finalists: how many candidates go from the first stage into the second.
-        processes: workers, by default one per core.
+        store: keeps the runs.
+        seeds: number of seeds to tune with (from 0), to choose with (from 0) and to confirm with (from 1000).
+        finalists: number of candidates that reach the second stage.
+        processes: number of workers; by default one per core.
     """
     tuning, choosing, confirming = (
         range(seeds[0]),
@@ -166,11 +151,15 @@ def _confirm(
 
 
 def main() -> None:
-    """Read the arguments and search."""
+    """Parse the arguments and search."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("search"), help="folder for search.jsonl")
     parser.add_argument(
-        "--seeds", type=int, nargs=3, default=(2, 10, 20), help="to tune, choose and confirm on"
+        "--seeds",
+        type=int,
+        nargs=3,
+        default=(2, 10, 20),
+        help="number of seeds to tune, choose and confirm with",
     )
     parser.add_argument("--finalists", type=int, default=3)
     parser.add_argument("--processes", type=int, default=None)

@@ -1,8 +1,8 @@
-"""AV-digits: spoken digits paired by class with handwritten ones, noise on both, so that each needs the other.
+"""AV-digits: spoken and handwritten digits, paired by class, with noise on both, so that a model needs both.
 
 The recordings are the Free Spoken Digit Dataset (CC BY-SA 4.0, see `data/SPOKEN_DIGITS_LICENSE.txt`), the images
-scikit-learn's copy of the UCI handwritten digits. Both are split before they are paired: no recording and no
-image of the training part occurs in the validation or the test part.
+scikit-learn's copy of the UCI handwritten digits. Both are split before they are paired, so no recording and no image
+is in two parts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAIRS = (1200, 400, 1000)
 
 
 class Noise(NamedTuple):
-    """Standard deviations of the noise, and the share of the images' energy that is projected out before it."""
+    """Standard deviations of the noise, and the share of the images' energy that is removed before it is added."""
 
     image: float
     audio: float
@@ -44,9 +44,9 @@ NOISE = {
 
 @functools.cache
 def spoken_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features `[3000, 13, 32]` of the recordings, standardised per coefficient, and their digits `[3000]`.
+    """Features `[3000, 13, 32]` of the recordings, standardized per coefficient, and their digits `[3000]`.
 
-    Recordings are cut to 32 frames or padded with zeros, the coefficients' mean. Needs NumPy alone.
+    Recordings are cut to 32 frames, or padded with zeros, which are the coefficients' mean.
     """
     path = resources.files(__package__) / "data" / "spoken_digits.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -72,16 +72,16 @@ def written_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def pair_rows(
     images: NDArray[np.int64], recordings: NDArray[np.int64], pairs: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of images and of recordings that show the same digit, drawn with replacement, and these digits.
+    """Rows of images and of recordings of the same digit, drawn with replacement, and these digits.
 
     Args:
         images: `[I]`, the digit of each image.
         recordings: `[R]`, the digit of each recording.
-        pairs: how many pairs; every digit occurs equally often, up to one.
-        generator: draws.
+        pairs: number of pairs; the counts of two digits differ by at most one.
+        generator: source of the random numbers.
 
     Raises:
-        ValueError: a digit of which there is no image or no recording.
+        ValueError: a digit has no image or no recording.
 
     >>> digits = np.arange(10)
     >>> image_rows, recording_rows, paired = pair_rows(digits, digits[::-1], 20, np.random.default_rng(0))
@@ -101,12 +101,12 @@ def pair_rows(
 def prepare_images(
     images: NDArray[np.float32], train: NDArray[np.int64], share: float
 ) -> NDArray[np.float32]:
-    """Images centred and scaled by the training images, without the leading components that hold `share`.
+    """Images centered and scaled by the training images, without the leading principal components.
 
     Args:
         images: `[N, 64]`.
-        train: the training images' rows; nothing else is looked at.
-        share: share of the training images' energy to be projected out, in `[0, 1)`.
+        train: rows of the training images; the statistics use no others.
+        share: share of the training images' energy in the components to remove, in `[0, 1)`.
     """
     centred = images - images[train].mean(0)
     centred /= centred[train].std()
@@ -162,13 +162,13 @@ class AudioVisualModel(nn.Module):
 
 
 def build(noise: str = "demo") -> Experiment:
-    """The experiment in one of three noise settings.
+    """The experiment with one of three noise settings.
 
     Args:
         noise: `"demo"`, `"noisier"` (more noise on the audio) or `"pca"` (the images' leading components removed).
 
     Raises:
-        ValueError: another setting.
+        ValueError: an unknown setting.
 
     >>> experiment = build()
     >>> data = experiment.load(0)

@@ -1,4 +1,4 @@
-"""What an experiment is: data by seed, a model by seed, and how to train it."""
+"""`Experiment`: data and a model by seed, and how to train it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Split(NamedTuple):
-    """One part of the data: an input `[N, ...]` per modality, in the order of the modalities, and targets `[N]`."""
+    """One part of the data: an input `[N, ...]` per modality, in the order of the modalities, and classes `[N]`."""
 
     inputs: tuple[Tensor, ...]
     target: Tensor
 
 
 class Splits(NamedTuple):
-    """Training, validation and test part of one seed."""
+    """The training, validation and test part of one seed."""
 
     train: Split
     validation: Split
@@ -28,14 +28,15 @@ class Splits(NamedTuple):
 class Experiment:
     """A data set and a model, on which methods are compared: classification, data in memory.
 
-    A function without arguments that returns one is all that `cggm compare --experiment mymodule:build` needs. It and
-    what it refers to must be importable, since worker processes call it too; reading data belongs into `load`.
+    `cggm compare --experiment mymodule:object` takes one, or a function without arguments that returns one. Worker
+    processes import the module again and call that function, so read data in `load`, not at import.
 
     Args:
-        name: how the data set is called in results.
-        encoders: modality -> dotted name of its encoder in the model; the order is that of the model's arguments.
+        name: name of the data set in results.
+        encoders: modality -> dotted name of its encoder in the model, in the order of the model's arguments.
         head: dotted name of the model's output layer.
-        load: seed -> data. The same seed gives the same data.
+        load: seed -> data; the same seed must give the same data. Inputs are finite and no float64; classes are int64
+            and start at 0.
         model: makes a model, `model(*inputs) -> [B, C]`, with weights from PyTorch's global generator.
         classifier: makes a unimodal classifier for one encoder's features, `[B, width] -> [B, C]`.
         learning_rates: learning rate by optimizer name (`"sgd"`, `"adam"`).

@@ -1,4 +1,4 @@
-"""Small encoders and a model that fuses any number of them, for data that fit into memory."""
+"""Small encoders, and a model that fuses any number of them."""
 
 from __future__ import annotations
 

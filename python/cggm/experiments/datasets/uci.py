@@ -38,7 +38,7 @@ def handwritten() -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
 
 
 def load(seed: int, views: tuple[str, ...] = THREE) -> Splits:
-    """600 / 300 / 1,000 rows of one seed, standardised on the training rows and clipped to ±6.
+    """600 / 300 / 1,000 rows that the seed draws, standardized on the training rows and clipped to ±6.
 
     >>> [list(inputs.shape) for inputs in load(0).train.inputs]
     [[600, 64], [600, 47], [600, 6]]

@@ -42,7 +42,7 @@ def windows() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]
 
 
 def load(seed: int) -> Splits:
-    """Windows of five, two and three subjects, drawn by the seed; channels standardised on the training subjects."""
+    """Windows of five, two and three subjects that the seed draws; channels standardized on the training subjects."""
     values, exercises, subjects = windows()
     people = np.unique(subjects)
     parts = [

@@ -11,10 +11,8 @@ from typing import Any, Literal
 import torch
 from tyro.conf import Positional
 
-from cggm.experiments.training.methods import choose_methods
-
 from . import brats, cremad, food101, iemocap, mosi
-from .recipe import Recipe, run
+from .recipe import Recipe, check_policy, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ def recipe_of(experiment: PaperExperiment) -> Recipe:
     for name, value in changes.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    choose_methods([experiment.policy])
+    check_policy(experiment.policy)
     torch.manual_seed(experiment.seed)
     path = experiment.data
     if experiment.name == "food101":

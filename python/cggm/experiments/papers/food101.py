@@ -78,7 +78,7 @@ class FoodModel(nn.Module):
         self.trained = SequenceModel(widths, classes, SIZES)
 
     def train(self, mode: bool = True) -> FoodModel:
-        """As always, but the frozen models stay in evaluation mode."""
+        """As `nn.Module.train`, but the frozen models stay in evaluation mode."""
         super().train(mode)
         self.image.eval()
         self.text.eval()

@@ -1,4 +1,4 @@
-"""What the papers report."""
+"""The metrics that the papers report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def classification(output: Tensor, target: Tensor) -> dict[str, float]:
-    """Accuracy and the F1 score averaged over the classes by their frequency.
+    """Accuracy, and the F1 score averaged over the classes with their frequencies as weights.
 
     >>> classification(torch.eye(3), torch.tensor([0, 1, 1]))["accuracy"]
     0.6666666865348816
@@ -22,7 +22,7 @@ def classification(output: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def sentiment(output: Tensor, target: Tensor) -> dict[str, float]:
-    """Negative mean absolute error, so that higher is better; the error; accuracy of the sign where there is one."""
+    """Negative mean absolute error (higher is better), the error, and accuracy of the sign of nonzero targets."""
     error = float((output.flatten() - target.flatten()).abs().mean())
     told = target.flatten() != 0
     signs = (output.flatten() > 0) == (target.flatten() > 0)
@@ -34,7 +34,7 @@ def sentiment(output: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def dice(guess: Tensor, target: Tensor) -> dict[str, float]:
-    """Dice of guessed labels over nested regions: whole tumour (labels 1 to 3), core (1 and 3), enhancing (3)."""
+    """Dice scores of nested regions: whole tumor (labels 1 to 3), core (1 and 3), enhancing (3)."""
     found = {}
     for name, labels in (("whole", (1, 2, 3)), ("core", (1, 3)), ("enhancing", (3,))):
         a, b = (torch.isin(x, torch.tensor(labels)) for x in (guess, target))

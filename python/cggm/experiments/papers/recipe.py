@@ -1,4 +1,4 @@
-"""One of the papers' experiments, and how to train it: model choice on validation data, report on test data."""
+"""How to train one of the papers' experiments: choose the epoch on validation data, report on test data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from cggm import CGGM, CGGMOptimizerWrapper, Encoder
-from cggm.experiments.training.methods import Method, choose_methods
+from cggm.experiments.training.methods import METHODS, Method, choose_methods
 
 Metrics = dict[str, float]
 Sample = tuple[tuple[Tensor, ...], Tensor]  # an input per modality, and the target
@@ -29,24 +29,24 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A paper's experiment with its data read and its hyper-parameters filled in.
+    """A paper's experiment: data, model and hyper-parameters.
 
     Args:
-        name: of the experiment.
-        data: its three parts.
+        name: name of the experiment.
+        data: the three parts.
         model: the model, `model(*inputs) -> output`.
         encoders: modality -> dotted name.
         head: dotted name of the output layer.
         classifiers: modality -> unimodal classifier; None for the default ones.
         task: as the optimizer wrapper takes it; its loss trains the model, too.
         optimizer: parameters -> optimizer.
-        metrics: outputs and targets of a whole part -> figures; the first decides, the higher the better.
-        classifier_group: learning rate and whatever else is the classifiers' own.
+        metrics: outputs and targets of a whole part -> metrics; the first one, higher is better, chooses the epoch.
+        classifier_group: learning rate and other settings of the classifiers' parameter group.
         scheduler: optimizer -> learning rate scheduler, stepped once per epoch; None for a constant rate.
-        predict: what is kept of a batch of outputs for the metrics.
+        predict: batch of outputs -> what the metrics need of it.
         batch_size: samples per step.
         epochs: passes over the training part.
-        clip: norm to which the gradients are clipped; None for not at all.
+        clip: norm to which the gradients are clipped; None for no clipping.
         rho: ρ of the paper's policy.
         lam: λ of the paper's policy.
     """
@@ -71,7 +71,7 @@ class Recipe:
 
 
 def method_of(recipe: Recipe, policy: str) -> Method:
-    """The method of this name, the published forms with the recipe's own ρ and λ.
+    """The method of this name; the published forms take the recipe's own ρ and λ.
 
     Raises:
         ValueError: an unknown name.
@@ -79,11 +79,24 @@ def method_of(recipe: Recipe, policy: str) -> Method:
     published = {"cggm-paper": CGGM.paper, "cggm-released": CGGM.released}
     if policy in published:
         return Method(published[policy](rho=recipe.rho, lam=recipe.lam))
-    return choose_methods([policy])[policy]
+    return check_policy(policy)
+
+
+def check_policy(policy: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        ValueError: an unknown name, or a method that is no policy but changes the model or the learning rates.
+    """
+    method = choose_methods([policy]).get(policy)
+    if method is None or (method.policy is None and policy != "joint"):
+        allowed = ["joint", *(name for name, known in METHODS.items() if known.policy is not None)]
+        raise ValueError(f"policy must be one of {allowed}, got {policy!r}")
+    return method
 
 
 def collate(samples: list[Sample]) -> tuple[list[Tensor], Tensor]:
-    """A batch; sequences of different lengths are filled up with zeros."""
+    """A batch; shorter sequences are padded with zeros."""
     inputs, targets = zip(*samples, strict=True)
     stacked = []
     for values in zip(*inputs, strict=True):
@@ -95,19 +108,19 @@ def collate(samples: list[Sample]) -> tuple[list[Tensor], Tensor]:
 def run(
     recipe: Recipe, policy: str, *, seed: int = 0, report: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Train with a policy, keep the epoch that does best on the validation part, and test that one.
+    """Train with a policy and test the epoch that does best on the validation part.
 
     Args:
         recipe: the experiment; its model is trained in place.
         policy: name of a method.
-        seed: of the batches and of what is drawn in training; the model has its weights already.
-        report: gets a line per epoch.
+        seed: seed of the batches and of random numbers in training; the model has its weights already.
+        report: called with a line per epoch.
 
     Returns:
-        Metrics of the `validation` and the `test` part, and the `epoch` they are from.
+        Metrics of the `validation` and the `test` part, and the `epoch` that was tested.
 
     Raises:
-        ValueError: an unknown policy; a part without samples.
+        ValueError: an unknown policy, or a part without samples.
     """
     for part, samples in zip(Data._fields, recipe.data, strict=True):
         if len(samples) == 0:  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ class SequenceEncoder(nn.Module):
 
 
 def padded(x: Tensor) -> Tensor:
-    """Which positions `[B, T]` of `[B, T, width]` are nothing but zeros."""
+    """Whether each position `[B, T]` of `[B, T, width]` holds only zeros."""
     return (x == 0).all(-1)
 
 

@@ -1,4 +1,4 @@
-"""The demo's picture: what the balancing did, and what came of it."""
+"""The demo's picture: coefficients, scores and test accuracy during training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..training.results import History
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers and in print.
+# Okabe and Ito's colors, which color-blind readers can tell apart.
 MODALITY_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 METHOD_COLOUR, JOINT_COLOUR = "#009E73", "#6B6B6B"
 STYLE = {
@@ -29,17 +29,17 @@ STYLE = {
 
 
 def shown_method(histories: Sequence[History]) -> str | None:
-    """The balanced method to draw: CGGM if it is there, else the first one whose coefficients vary."""
+    """The method to draw: CGGM if it was run, else the first one with coefficients."""
     names = [h.method for h in histories if "coefficients" in h.statistics]
     return "cggm" if "cggm" in names else next(iter(names), None)
 
 
 def plot(histories: Sequence[History], path: Path) -> None:
-    """Coefficients, scores and test accuracy over the steps, a row per optimizer, shaded over the seeds.
+    """Coefficients, scores and test accuracy over the steps: one row per optimizer, the spread over seeds shaded.
 
     Args:
-        histories: of any number of seeds, methods and optimizers; at least one.
-        path: file to write.
+        histories: at least one, of any seeds, methods and optimizers.
+        path: the file to write.
 
     Raises:
         ValueError: no histories.
@@ -73,7 +73,7 @@ def plot(histories: Sequence[History], path: Path) -> None:
 
 
 def optimizer_title(name: str) -> str:
-    """How an optimizer is called in print.
+    """Name of an optimizer in tables and pictures.
 
     >>> optimizer_title("sgd"), optimizer_title("adam")
     ('SGD', 'Adam')
@@ -82,7 +82,7 @@ def optimizer_title(name: str) -> str:
 
 
 def method_title(name: str | None) -> str:
-    """How a method is called in print; None is plain joint training.
+    """Name of a method in pictures; None is joint training.
 
     >>> method_title("cggm-paper")
     'CGGM paper'
@@ -91,7 +91,7 @@ def method_title(name: str | None) -> str:
 
 
 def _modalities(axis: Axes, histories: Sequence[History], statistic: str) -> None:
-    """One line per modality; every epoch's steps are averaged, since a batch is a noisy witness."""
+    """One line per modality, averaged over the steps of each epoch, since single batches are noisy."""
     if not histories:
         return
     runs = np.stack([h.statistics[statistic] for h in histories])  # [seeds, steps, M]
@@ -106,7 +106,7 @@ def _modalities(axis: Axes, histories: Sequence[History], statistic: str) -> Non
 
 
 def _accuracies(axis: Axes, histories: Sequence[History], method: str | None) -> None:
-    """Joint training against the method, and their final difference paired by seed."""
+    """Joint training and the method, and their final difference paired by seed."""
     curves = {}
     for name, colour in (("joint", JOINT_COLOUR), (method, METHOD_COLOUR)):
         chosen = sorted((h for h in histories if h.method == name), key=lambda h: h.seed)
@@ -119,7 +119,7 @@ def _accuracies(axis: Axes, histories: Sequence[History], method: str | None) ->
         gain = curves[method][:, -1] - curves["joint"][:, -1]  # [seeds]
         note = f"at the end {gain.mean():+.1f} ± {gain.std(ddof=1):.1f}\npaired by seed"
         axis.text(0.97, 0.36, note, transform=axis.transAxes, ha="right", va="bottom", color="#444444")
-    if curves:  # the first epochs of every method rise from chance: what matters is where they end
+    if curves:  # leave out the first epochs, which rise from chance with every method
         axis.set_ylim(max(0, min(values[:, -1].min() for values in curves.values()) - 15), 100)
         axis.legend(loc="lower right")
 

@@ -1,4 +1,4 @@
-"""Tables and files from runs."""
+"""The demo's table, and the files of all runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import cggm_ops
 
 from ..training.results import Alone, Outcome, Run
 from ..training.runner import cores
-from .intervals import Interval
+from .intervals import Interval, bootstrap, student_p
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation; the latter is NaN for a single value."""
+    """Mean and sample standard deviation, which is NaN for a single value."""
 
     mean: float
     std: float
@@ -40,7 +40,7 @@ class Spread(NamedTuple):
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan"))
 
     def text(self, *, sign: bool = False) -> str:
-        """`91.4 ± 1.0`, in percent points, with a sign where asked."""
+        """`91.4 ± 1.0`, in percentage points; with a sign if asked for."""
         mean = f"{100 * self.mean:+.1f}" if sign else f"{100 * self.mean:.1f}"
         return mean if self.std != self.std else f"{mean} ± {100 * self.std:.1f}"
 
@@ -53,18 +53,20 @@ class Row(NamedTuple):
     method: str
     seeds: int
     accuracy: Spread
-    difference: Spread | None  # to joint; None for joint itself and where there is no joint run to pair with
-    wins: tuple[int, int] | None  # seeds on which the method is above joint, out of
+    difference: Spread | None  # to joint; None for joint itself and without a joint run of the same seed
+    wins: tuple[int, int] | None  # seeds on which the method is better than joint, number of seeds
     probe: dict[str, Spread]
     alone: dict[str, Spread]
-    relative_time: float | None  # mean over the seeds of the time of a step over that of a joint step
+    relative_time: float | None  # mean over the seeds of the ratio of a step's time to a joint step's
     interval: Interval | None  # of the mean difference
+    p: float | None  # of no difference, not corrected for the number of comparisons
+    f1: float  # mean over the seeds, averaged over the classes
     learning_rate: float
     peak_bytes: int | None  # the largest over the seeds
 
 
 def summarize_outcomes(outcomes: Sequence[Outcome]) -> list[Row]:
-    """As `summarize`, of everything that jobs found."""
+    """As `summarize`, of the runs of all outcomes."""
     runs = [run for outcome in outcomes for run in outcome.runs]
     return summarize(runs, [outcome.alone for outcome in outcomes if outcome.alone])
 
@@ -80,6 +82,7 @@ def summarize(runs: Sequence[Run], alone: Sequence[Alone]) -> list[Row]:
         pairs = [(run, joint[seed]) for seed, run in by_seed.items() if seed in joint]
         gains = [run.accuracy - base.accuracy for run, base in pairs]
         compared = gains if method != "joint" else []
+        interval, p = _compare(pairs) if compared else (None, None)
         apart = [
             a.probe for a in alone if (a.dataset, a.optimizer) == (dataset, optimizer) and a.seed in by_seed
         ]
@@ -100,7 +103,9 @@ def summarize(runs: Sequence[Run], alone: Sequence[Alone]) -> list[Row]:
                     if pairs
                     else None
                 ),
-                interval=Interval.of(compared) if compared else None,
+                interval=interval,
+                p=p,
+                f1=statistics.fmean(run.f1 for run in by_seed.values()),
                 learning_rate=next(iter(by_seed.values())).learning_rate,
                 peak_bytes=max((r.peak_bytes for r in by_seed.values() if r.peak_bytes), default=None),
             )
@@ -108,14 +113,24 @@ def summarize(runs: Sequence[Run], alone: Sequence[Alone]) -> list[Row]:
     return rows
 
 
+def _compare(pairs: Sequence[tuple[Run, Run]]) -> tuple[Interval, float | None]:
+    """Interval and p-value of the differences in accuracy between the runs of each pair."""
+    if all(run.correct and base.correct for run, base in pairs):
+        return bootstrap(
+            [[int(a) - int(b) for a, b in zip(r.correct, j.correct, strict=True)] for r, j in pairs]
+        )
+    gains = [run.accuracy - base.accuracy for run, base in pairs]
+    return Interval.of(gains), student_p(gains)
+
+
 def table(rows: Sequence[Row]) -> Table:
-    """The rows as a table for the terminal: percent, mean ± standard deviation over the seeds."""
+    """The rows as a table: percent, mean ± standard deviation over the seeds."""
     modalities = list(dict.fromkeys(modality for row in rows for modality in row.probe))
     drawn = Table(
         title="Test accuracy in %, mean ± standard deviation over the seeds",
         title_justify="left",
-        caption="Differences and wins are paired by seed. Probe: a linear classifier on what an encoder "
-        "has learnt; 'alone' is the same encoder trained without the others.",
+        caption="Differences and wins are paired by seed. Probe: a linear classifier on an encoder's features; "
+        "'alone' is the same encoder trained without the others.",
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
@@ -152,7 +167,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to know about where the figures come from."""
+    """Versions and machine behind the figures."""
     return {
         "cggm": cggm.__version__,
         "python": platform.python_version(),
@@ -165,7 +180,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write environment, runs and alone probes; the file is replaced at once, never half written."""
+    """Write environment, runs and probes; the file is replaced as a whole, never half written."""
     content = {
         "environment": environment(),
         "runs": [dataclasses.asdict(run) for outcome in outcomes for run in outcome.runs],

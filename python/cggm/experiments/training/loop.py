@@ -17,7 +17,8 @@ from cggm import CGGMOptimizerWrapper, Encoder
 from cggm.recorder import Recorder
 
 from ..datasets.experiment import Experiment, Splits
-from .measuring import accuracy, peak_bytes, probe
+from .baselines import Ensemble, LateFusion
+from .measuring import accuracy, evaluate, peak_bytes, probe
 from .methods import METHODS, Method
 from .results import Alone, History, Job, Outcome, Run
 
@@ -25,18 +26,20 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
     "adam": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr),
 }
+BASELINES = {"ensemble": Ensemble, "late": LateFusion}
+BLOCK = 10  # steps whose times are averaged before the median is taken
 
 
 class Training:
-    """One model on its way: its optimizer, its random numbers and its step times.
+    """One model in training: its optimizer, its random numbers and its step times.
 
     Args:
         model: trained in place.
-        method: what balances it.
+        method: how to train it.
         make_optimizer: parameters or parameter groups -> optimizer.
-        wrapping: the wrapper's arguments beside optimizer, model, policy and apply; unused without a policy.
-        learning_rate: of everything that the method gives no rate of its own.
-        seed: of the random numbers that this training alone draws from, whatever else runs beside it.
+        wrapping: the wrapper's arguments beside optimizer, model, policy and apply; empty for a model of `baselines`.
+        learning_rate: rate of everything to which the method gives no factor.
+        seed: seed of the random numbers that this training alone draws from.
     """
 
     def __init__(
@@ -53,8 +56,12 @@ class Training:
         self.learning_rate = learning_rate
         self.clip = method.clip
         self.own_parameters = list(model.parameters())  # before the wrapper adds the classifiers'
-        encoders = [model.get_submodule(e.module) for e in wrapping["encoders"].values()] if wrapping else []
-        groups = _parameter_groups(model, encoders, method.encoder_rates, learning_rate)
+        self.encoders = (
+            [model.get_submodule(encoder.module) for encoder in wrapping["encoders"].values()]
+            if wrapping
+            else list(model.encoders)
+        )
+        groups = _parameter_groups(model, self.encoders, method.encoder_rates, learning_rate)
         self.optimizer = make_optimizer(groups, lr=learning_rate)
         self.recorder: Recorder | None = None
         if method.policy is not None:
@@ -72,11 +79,11 @@ class Training:
         self._random = torch.random.manual_seed(seed).get_state()
 
     def step(self, inputs: Sequence[Tensor], target: Tensor) -> None:
-        """One training step on a batch, timed."""
+        """One training step on a batch; records the CPU time of this thread."""
         torch.set_rng_state(self._random)
-        start = time.perf_counter()
+        start = time.thread_time()
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(*inputs), target)
+        loss = self._loss(inputs, target)
         if self.recorder is not None:
             loss = self.optimizer.balance(loss, target)
         loss.backward()
@@ -85,20 +92,28 @@ class Training:
                 self.optimizer.modulate()
             nn.utils.clip_grad_norm_(self.own_parameters, self.clip)
         self.optimizer.step()
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(time.thread_time() - start)
         self._random = torch.get_rng_state()
 
+    def _loss(self, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        if isinstance(self.model, LateFusion):
+            return self.model.loss(inputs, target)
+        return F.cross_entropy(self.model(*inputs), target)
+
     def seconds_per_step(self) -> float:
-        """The median over the steps, the first tenth left out."""
-        return statistics.median(self.seconds[len(self.seconds) // 10 :])
+        """The median over blocks of steps, without the first tenth of the steps."""
+        kept = self.seconds[len(self.seconds) // 10 :]
+        blocks = [kept[i : i + BLOCK] for i in range(0, len(kept), BLOCK)]
+        return statistics.median(statistics.fmean(block) for block in blocks)
 
 
 def _parameter_groups(
-    model: nn.Module, encoders: Sequence[nn.Module], rates: Sequence[float], learning_rate: float
+    model: nn.Module, encoders: Sequence[nn.Module], rates: Sequence[float] | float, learning_rate: float
 ) -> Iterable[Any]:
     """The model's parameters, or groups of them where encoders have learning rates of their own."""
-    if not rates:
+    if rates == ():
         return list(model.parameters())
+    rates = (rates,) * len(encoders) if isinstance(rates, float) else rates
     if len(rates) != len(encoders):
         raise ValueError(f"encoder_rates must be {len(encoders)} numbers, one per encoder, got {list(rates)}")
     groups = [
@@ -110,12 +125,10 @@ def _parameter_groups(
 
 
 def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
-    """Train every method of the job on the same batches from the same weights, step by step in turn.
-
-    Taking turns within one process makes the step times comparable: whatever slows the machine down slows all.
+    """Train every method of the job on the same batches from the same weights, taking turns step by step.
 
     Args:
-        job: what to do.
+        job: what to run.
         advance: called after every epoch; an exception from it ends the job.
 
     >>> from cggm.experiments.datasets import avdigits
@@ -127,11 +140,9 @@ def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
     """
     experiment = job.build()
     data = experiment.load(job.seed)
-    torch.manual_seed(job.seed)
-    model = experiment.model()
-    classifiers = {modality: experiment.classifier() for modality in experiment.encoders}
-    trainings, alone = _prepare(job, experiment, model, classifiers)
-    everyone = [*trainings.values(), *alone]
+    trainings, alone = _prepare(job, experiment)
+    everyone = list(trainings.values())
+    everyone += [alone] if alone is not None and alone not in everyone else []
     batches = torch.Generator().manual_seed(job.seed)
     step = 0
     for _ in range(job.epochs):
@@ -152,66 +163,62 @@ def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
     return _measure(job, experiment, data, trainings, alone)
 
 
-class _OneModality(nn.Module):
-    """An encoder with a classifier of its own, called like the whole model."""
-
-    def __init__(self, index: int, encoder: nn.Module, classifier: nn.Module) -> None:
-        super().__init__()
-        self.index, self.encoder, self.classifier = index, encoder, classifier
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.classifier(self.encoder(inputs[self.index]))
-
-
-def _prepare(
-    job: Job, experiment: Experiment, model: nn.Module, classifiers: dict[str, nn.Module]
-) -> tuple[dict[str, Training], list[Training]]:
-    """A training per method and one per modality alone, all from the same initial weights."""
+def _prepare(job: Job, experiment: Experiment) -> tuple[dict[str, Training], Training | None]:
+    """A training per method and the encoders alone, which are the ensemble's; all start with the same weights."""
+    torch.manual_seed(job.seed)
+    model = experiment.model()
+    classifiers = {modality: experiment.classifier() for modality in experiment.encoders}
     own = experiment.learning_rates[job.optimizer]
 
-    def start(model: nn.Module, method: Method, rate: float, wrapping: dict[str, Any]) -> Training:
+    def start(method: Method, rate: float) -> Training:
+        copied, heads = copy.deepcopy((model, classifiers))
+        wrapping: dict[str, Any] = {}
+        if method.fusion == "model":
+            encoders = {m: Encoder(path, classifier=heads[m]) for m, path in experiment.encoders.items()}
+            wrapping = {"encoders": encoders, "head": experiment.head}
+        else:
+            encoders = [copied.get_submodule(path) for path in experiment.encoders.values()]
+            copied = BASELINES[method.fusion](encoders, heads.values())
         make = OPTIMIZERS[job.optimizer]
-        return Training(model, method, make, wrapping, learning_rate=rate, seed=job.seed)
+        return Training(copied, method, make, wrapping, learning_rate=rate, seed=job.seed)
 
-    trainings = {}
-    for name, method in job.methods.items():
-        wrapping = {
-            "encoders": {
-                modality: Encoder(path, classifier=copy.deepcopy(classifiers[modality]))
-                for modality, path in experiment.encoders.items()
-            },
-            "head": experiment.head,
-        }
-        trainings[name] = start(copy.deepcopy(model), method, job.learning_rates.get(name, own), wrapping)
+    trainings = {
+        name: start(method, job.learning_rates.get(name, own)) for name, method in job.methods.items()
+    }
     if job.only_accuracy:
-        return trainings, []
-    apart = [
-        _OneModality(i, *copy.deepcopy((model.get_submodule(path), classifiers[name])))
-        for i, (name, path) in enumerate(experiment.encoders.items())
-    ]
-    # Alone, an encoder learns as in joint training, at the rate that joint training was given.
+        return trainings, None
     rate = job.learning_rates.get("joint", own)
-    return trainings, [start(model, METHODS["joint"], rate, {}) for model in apart]
+    return trainings, trainings.get("ensemble") or start(METHODS["ensemble"], rate)
 
 
 def _measure(
-    job: Job, experiment: Experiment, data: Splits, trainings: dict[str, Training], alone: list[Training]
+    job: Job, experiment: Experiment, data: Splits, trainings: dict[str, Training], alone: Training | None
 ) -> Outcome:
     common = {"optimizer": job.optimizer, "seed": job.seed}
     runs, histories = [], []
     rows = slice(0, experiment.batch_size)
     batch = [values[rows] for values in data.train.inputs], data.train.target[rows]
+
+    def probes(training: Training) -> dict[str, float]:
+        modalities = enumerate(zip(experiment.encoders, training.encoders, strict=True))
+        return {modality: probe(encoder, data, i) for i, (modality, encoder) in modalities}
+
+    # Before the memory is measured, which takes one more step: the encoders alone may be a method's.
+    apart = None if alone is None else Alone(**common, dataset=experiment.name, probe=probes(alone))
     for name, training in trainings.items():
         if job.history:
             histories.append(_history(training, experiment, data, method=name, **common))
-        encoders = [(m, training.model.get_submodule(path)) for m, path in experiment.encoders.items()]
+        test, validation = evaluate(training.model, data.test), evaluate(training.model, data.validation)
         measured = {
-            "accuracy": accuracy(training.model, data.test),
-            "validation": accuracy(training.model, data.validation),
-            "probe": {}
-            if job.only_accuracy
-            else {m: probe(encoder, data, i) for i, (m, encoder) in enumerate(encoders)},
+            "accuracy": test.accuracy,
+            "f1": test.f1,
+            "correct": test.correct if experiment.fixed_test else "",
+            "validation": validation.accuracy,
+            "validation_loss": validation.loss,
+            "validation_rows": len(data.validation.target),
+            "probe": {} if job.only_accuracy else probes(training),
             "seconds_per_step": training.seconds_per_step(),
+            "learning_rate": training.learning_rate,
         }
         training.model.train()
         memory = (  # last: it takes one more step
@@ -219,24 +226,7 @@ def _measure(
             if job.only_accuracy
             else peak_bytes(training.model, training.optimizer, lambda t=training: t.step(*batch))
         )
-        rate = training.learning_rate
-        runs.append(
-            Run(
-                **common,
-                **measured,
-                dataset=experiment.name,
-                method=name,
-                learning_rate=rate,
-                peak_bytes=memory,
-            )
-        )
-    if not alone:
-        return Outcome(job=job, runs=runs, histories=histories)
-    probes = {
-        modality: probe(training.model.encoder, data, i)
-        for i, (modality, training) in enumerate(zip(experiment.encoders, alone, strict=True))
-    }
-    apart = Alone(**common, dataset=experiment.name, probe=probes)
+        runs.append(Run(**common, **measured, dataset=experiment.name, method=name, peak_bytes=memory))
     return Outcome(job=job, runs=runs, alone=apart, histories=histories)
 
 

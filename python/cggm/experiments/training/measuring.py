@@ -1,14 +1,15 @@
-"""What is measured of a trained model: accuracy, what its encoders know, what a step holds in memory."""
+"""What is measured on a trained model: accuracy, what its encoders learned, the memory of a step."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,25 +19,60 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+class Evaluation(NamedTuple):
+    """Accuracy, cross entropy and macro-averaged F1 on one part; `correct` has a `1` for each row guessed right."""
+
+    accuracy: float
+    loss: float
+    f1: float
+    correct: str
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, split: Split) -> float:
-    """Share of samples whose largest logit is the target's; the model is left in training mode."""
+def predict(model: nn.Module, split: Split) -> Tensor:
+    """Logits `[N, C]` in evaluation mode; the model is left in training mode."""
     model.eval()
-    correct = (model(*split.inputs).argmax(1) == split.target).double().mean().item()
+    logits = model(*split.inputs)
     model.train()
-    return correct
+    return logits
+
+
+def accuracy(model: nn.Module, split: Split) -> float:
+    """Share of rows whose largest logit is the target's; the model is left in training mode."""
+    return (predict(model, split).argmax(1) == split.target).double().mean().item()
+
+
+def evaluate(model: nn.Module, split: Split) -> Evaluation:
+    """All figures of one part; the model is left in training mode.
+
+    >>> logits = torch.eye(3)[[0, 1, 2, 0]]
+    >>> found = evaluate(nn.Identity(), Split((logits,), torch.tensor([0, 1, 2, 2])))
+    >>> found.accuracy, round(found.loss, 3), round(found.f1, 3), found.correct
+    (0.75, 0.801, 0.778, '1110')
+    """
+    from sklearn.metrics import f1_score
+
+    logits = predict(model, split)
+    guess = logits.argmax(1)
+    right = guess == split.target
+    return Evaluation(
+        right.double().mean().item(),
+        F.cross_entropy(logits, split.target).item(),
+        float(f1_score(split.target.numpy(), guess.numpy(), average="macro", zero_division=0)),
+        "".join("01"[hit] for hit in right.tolist()),
+    )
 
 
 @torch.no_grad()
 def probe(encoder: nn.Module, data: Splits, modality: int) -> float:
-    """Test accuracy of a logistic regression on what a frozen encoder makes of one modality."""
+    """Test accuracy of a logistic regression on a frozen encoder's features of one modality."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     encoder.eval()
     train, test = (
-        # An encoder that diverged tells nothing: constant features, and the regression is left to guess.
+        # A diverged encoder has no features: zeros leave the regression to guess.
         np.nan_to_num(encoder(split.inputs[modality]).numpy(), nan=0.0, posinf=0.0, neginf=0.0)
         for split in (data.train, data.test)
     )
@@ -46,14 +82,14 @@ def probe(encoder: nn.Module, data: Splits, modality: int) -> float:
 
 
 def peak_bytes(model: nn.Module, optimizer: Optimizer, step: Callable[[], None]) -> int:
-    """The most bytes of tensors held at any moment of a training step.
+    """The largest number of bytes that tensors hold at any moment of a training step.
 
-    What an operator allocates and frees within itself does not count.
+    Memory that an operator allocates and frees internally does not count.
 
     Args:
         model: its parameters and buffers count.
         optimizer: its state counts.
-        step: takes one more step, gradients included; every tensor made on the way counts while it lives.
+        step: takes one more step, gradients included; every tensor that it makes counts while it is alive.
 
     >>> layer = nn.Linear(250, 1, bias=False)
     >>> sgd = torch.optim.SGD(layer.parameters())
@@ -73,7 +109,7 @@ def peak_bytes(model: nn.Module, optimizer: Optimizer, step: Callable[[], None])
 
 
 class _LivingStorages(TorchDispatchMode):
-    """Sums up the sizes of all storages that operators hand out, for as long as they live."""
+    """Sums the sizes of all storages that operators return, for as long as they are alive."""
 
     def __init__(self, held: Iterable[Tensor]) -> None:
         super().__init__()

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
 
 from cggm import policies
 from cggm.policies import CGGM, Policy, UnimodalLosses
 
+ENCODER_FACTORS = (0.25, 4.0)  # "encoder-rates": one encoder at this multiple of the learning rate
+
 
 class Method(NamedTuple):
-    """A policy for the optimizer wrapper, or none for plain joint training, and what its recipe adds.
+    """How to train: a policy for the optimizer wrapper, or plain joint training, and settings beside it.
 
     Args:
-        policy: the policy; None trains jointly with the plain optimizer.
-        apply: where its coefficients act.
+        policy: the policy; None trains with the plain optimizer.
+        apply: where the policy's coefficients act.
         clip: norm to which the gradient of the model's own parameters is clipped after modulation.
-        encoder_rates: factor of each encoder's learning rate, in the order of the modalities; none for 1.
+        encoder_rates: factors on the encoders' learning rates, in the order of the modalities, or one factor for all
+            of them; `()` means 1.
+        fusion: `"model"` trains the experiment's model; `"ensemble"` trains a model per modality on its own and
+            averages their probabilities; `"late"` trains these models together on the average of their logits.
     """
 
     policy: Policy | None = None
     apply: str = "auto"
     clip: float | None = None
-    encoder_rates: tuple[float, ...] = ()
+    encoder_rates: tuple[float, ...] | float = ()
+    fusion: Literal["model", "ensemble", "late"] = "model"
 
 
 METHODS: Mapping[str, Method] = {
     "joint": Method(),
+    "joint-clipped": Method(clip=1.0),
+    "joint-faster-encoders": Method(encoder_rates=4.0),
+    "ensemble": Method(fusion="ensemble"),
+    "late-fusion": Method(fusion="late"),
     "unimodal": Method(UnimodalLosses()),
     "cggm": Method(CGGM()),
     # The published forms' coefficients are unbounded; their experiments clip at 0.8.
@@ -44,21 +54,45 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def choose_methods(names: Iterable[str]) -> dict[str, Method]:
+def encoder_rates(modalities: int) -> dict[str, Method]:
+    """Joint training with one encoder slower or faster than the rest of the model.
+
+    >>> list(encoder_rates(2))
+    ['joint, rates 0.25 1', 'joint, rates 4 1', 'joint, rates 1 0.25', 'joint, rates 1 4']
+    """
+    made = {}
+    for encoder in range(modalities):
+        for factor in ENCODER_FACTORS:
+            rates = tuple(factor if i == encoder else 1.0 for i in range(modalities))
+            made["joint, rates " + " ".join(f"{rate:g}" for rate in rates)] = Method(encoder_rates=rates)
+    return made
+
+
+#: Names that stand for several methods: name -> a function of the number of modalities.
+GROUPS: Mapping[str, Callable[[int], dict[str, Method]]] = {"encoder-rates": encoder_rates}
+
+
+def choose_methods(names: Iterable[str], modalities: int = 2) -> dict[str, Method]:
     """The methods of these names, in the order given.
 
+    Args:
+        names: keys of `METHODS` or `GROUPS`.
+        modalities: number of modalities, for `GROUPS`.
+
     Raises:
-        ValueError: no names, or one that is not in `METHODS`.
+        ValueError: no names, or an unknown one.
 
     >>> list(choose_methods(["joint", "cggm", "joint"]))
     ['joint', 'cggm']
     """
-    chosen = tuple(dict.fromkeys(names))
-    if not chosen:
-        raise ValueError(f"methods must name at least one of {list(METHODS)}")
-    for name in chosen:
-        if name not in METHODS:
-            close = difflib.get_close_matches(name, METHODS, n=1)
+    chosen: dict[str, Method] = {}
+    known = [*METHODS, *GROUPS]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"methods: unknown method {name!r}{hint}; there are {list(METHODS)}")
-    return {name: METHODS[name] for name in chosen}
+            raise ValueError(f"methods: unknown method {name!r}{hint}; allowed are {known}")
+        chosen |= GROUPS[name](modalities) if name in GROUPS else {name: METHODS[name]}
+    if not chosen:
+        raise ValueError(f"methods must name at least one of {known}")
+    return chosen

@@ -1,4 +1,4 @@
-"""What is to be run, and what came of it: plain records that travel between processes."""
+"""What to run and what was found: plain records that travel between processes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .methods import Method
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Several methods on one data set with one optimizer and one seed: what one worker does at a time.
+    """Several methods on one data set with one optimizer and one seed: one worker's unit of work.
 
     Args:
-        build: makes the experiment; called in the worker, so it must be a function that pickles.
-        optimizer: a name in `training.OPTIMIZERS`.
+        build: makes the experiment; called in the worker, so it must pickle.
+        optimizer: a name in `loop.OPTIMIZERS`.
         methods: name -> method.
-        seed: of the data, the weights and the batches.
-        epochs: instead of the experiment's own.
-        learning_rates: by name of the method; those left out take the experiment's own.
-        history: keep statistics of every step and the test accuracy after every epoch.
+        seed: seed of the data, the weights and the batches.
+        epochs: number of epochs.
+        learning_rates: by name of the method; by default the experiment's own.
+        history: keep the statistics of every step and the test accuracy after every epoch.
         only_accuracy: measure neither probes nor memory, and train no encoder alone.
     """
 
@@ -39,10 +39,15 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one method achieved: accuracies in `[0, 1]` on the test and the validation part, and at what cost.
+    """What one method achieved with one seed.
 
-    `seconds_per_step` is the median over the steps; `peak_bytes` is what model, optimizer and one step hold at most,
-    None where it was not measured.
+    Args:
+        accuracy: on the test part, in `[0, 1]`; `f1` is the F1 score averaged over the classes.
+        correct: a `0` or `1` for each test row where every seed has the same test rows, else empty.
+        validation: accuracy on the validation part; `validation_loss` and `validation_rows` are its loss and size.
+        probe: modality -> test accuracy of a linear classifier on the encoder's features.
+        seconds_per_step: CPU time, median over blocks of steps.
+        peak_bytes: the most that model, optimizer and one step hold; None where it was not measured.
     """
 
     dataset: str
@@ -51,7 +56,11 @@ class Run:
     seed: int
     learning_rate: float
     accuracy: float
+    f1: float
+    correct: str = ""
     validation: float
+    validation_loss: float
+    validation_rows: int
     probe: dict[str, float]
     seconds_per_step: float
     peak_bytes: int | None
@@ -59,7 +68,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Alone:
-    """Probes of the encoders trained without each other, each with a unimodal classifier of its own."""
+    """Probes of the encoders trained without each other, each with its own unimodal classifier."""
 
     dataset: str
     optimizer: str
@@ -69,7 +78,7 @@ class Alone:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """How one run went: `statistics` name -> `[steps, M]`, `accuracy` `[epochs]` on the test part."""
+    """The course of one run: `statistics` name -> `[steps, M]`, `accuracy` `[epochs]` on the test part."""
 
     optimizer: str
     method: str
@@ -82,7 +91,7 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Everything that a job found; the encoders alone only where the job asked for them."""
+    """Everything that a job found; `alone` only where the job asked for it."""
 
     job: Job
     runs: list[Run]

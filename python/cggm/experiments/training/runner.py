@@ -1,4 +1,4 @@
-"""Methods x optimizers x seeds over the cores of this machine."""
+"""Runs jobs in worker processes, one per core."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def plan(
     learning_rates: Mapping[tuple[str, str], float] | None = None,
     **options: bool,
 ) -> list[Job]:
-    """The jobs of a comparison, seed by seed, so that an early stop leaves whole seeds.
+    """The jobs of a comparison, seed by seed, so that stopping early leaves complete seeds.
 
     Args:
         build: makes the experiment; a function of a module, or a `functools.partial` of one.
         methods: name -> method, as from `methods.choose_methods`.
-        optimizers: names in `training.OPTIMIZERS`.
-        seeds: of the data, the weights and the batches.
-        epochs: instead of the experiment's own number.
-        learning_rates: by (optimizer, method); those left out take the experiment's own.
+        optimizers: names in `loop.OPTIMIZERS`.
+        seeds: seeds of the data, the weights and the batches.
+        epochs: number of epochs; by default the experiment's own.
+        learning_rates: by (optimizer, method); by default the experiment's own.
         options: `history` and `only_accuracy`, as in `Job`.
 
     Raises:
-        ValueError: an unknown optimizer, no seeds, fewer than one epoch.
+        ValueError: an unknown optimizer, no seeds, or fewer than one epoch.
 
     >>> from cggm.experiments.datasets import avdigits
     >>> from cggm.experiments.training.methods import METHODS
@@ -78,20 +78,20 @@ def plan(
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def execute(
     jobs: Sequence[Job], *, processes: int | None = None, advance: Callable[[int], None] = lambda _: None
 ) -> Iterator[Outcome]:
-    """Run the jobs in worker processes of one thread each, and yield what they find as they end.
+    """Run the jobs in worker processes of one thread each, and yield each outcome when its job finishes.
 
     However this generator ends (Ctrl-C, SIGTERM, an error, `close()`), the workers stop within an epoch. Ctrl-C and
     SIGTERM raise `KeyboardInterrupt` from here, after the outcomes of finished jobs.
 
     Args:
-        jobs: what to do.
+        jobs: what to run.
         processes: number of workers; by default one per core.
         advance: called regularly with the number of epochs finished since its last call.
 
@@ -134,10 +134,10 @@ def execute(
 
 
 class _Stopped(Exception):
-    """The main process wants no more."""
+    """Ends a job in a worker after the main process has asked for it."""
 
 
-_shared: dict[str, Any] = {}  # of a worker: the counter and the event that it was started with
+_shared: dict[str, Any] = {}  # in a worker: the counter of epochs and the event that stops it
 
 
 def _start_worker(epochs: Any, stop: Any) -> None:
@@ -150,7 +150,7 @@ def _start_worker(epochs: Any, stop: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A main process that was killed cannot stop its workers: they would work on, or wait for ever."""
+    """A killed main process cannot stop its workers, which would run on or wait forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -168,7 +168,7 @@ def _count_epoch() -> None:
 
 @contextlib.contextmanager
 def handle_signals(numbers: Iterable[int], handler: Any) -> Iterator[None]:
-    """Handle signals in another way for a while; does nothing outside the main thread, where Python forbids it."""
+    """Replace signal handlers inside the `with`; does nothing outside the main thread, where Python forbids it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

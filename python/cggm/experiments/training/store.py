@@ -1,4 +1,4 @@
-"""A file that remembers what has been run: one line of JSON per job, so that a killed comparison goes on."""
+"""A file with one line of JSON per finished job, so that a killed comparison can resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .runner import execute
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """Everything that decides what a job finds, in words that compare equal for equal jobs.
+    """Everything that decides what a job finds, as JSON values that are equal for equal jobs.
 
     >>> from cggm.experiments.datasets import avdigits
     >>> from cggm.experiments.training.methods import choose_methods
@@ -39,13 +39,13 @@ def describe(job: Job) -> dict[str, Any]:
 class Store:
     """Outcomes by job, in a JSON-lines file.
 
-    A line that was cut off when its process was killed counts as not written. Histories are not kept.
+    A last line that was cut off when its process was killed is removed. Histories are not kept.
 
     Args:
-        path: the file; made with the first outcome, in a folder that is made too.
+        path: the file; the first outcome creates it and its folder.
 
     Raises:
-        ValueError: a line that is not one of this file's.
+        ValueError: a line is not the record of a job.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class Store:
             os.truncate(path, len(whole))  # in place: a full disk or a kill loses nothing else
 
     def find(self, job: Job) -> Outcome | None:
-        """What the job found when it was run, or None."""
+        """The job's outcome, or None if it has not run yet."""
         content = self._lines.get(_key(describe(job)))
         if content is None:
             return None
@@ -72,7 +72,7 @@ class Store:
         )
 
     def add(self, outcome: Outcome) -> None:
-        """Write the outcome to the end of the file."""
+        """Append the outcome to the file."""
         content = {
             "job": describe(outcome.job),
             "runs": [dataclasses.asdict(run) for run in outcome.runs],
@@ -86,11 +86,11 @@ class Store:
         self._lines[_key(content["job"])] = content
 
     def execute(self, jobs: Sequence[Job], **options: Any) -> Iterator[Outcome]:
-        """As `runner.execute`, which gets the options; jobs in the file are not run again.
+        """As `runner.execute`, but jobs that are in the file do not run again.
 
         Args:
-            jobs: what to do.
-            options: `processes` and `advance`, which is told the epochs of jobs in the file at once.
+            jobs: what to run.
+            options: `processes` and `advance`, passed on; `advance` gets the epochs of jobs in the file at once.
         """
         known = [(job, self.find(job)) for job in jobs]
         for job, outcome in known:
@@ -111,7 +111,7 @@ def _parse(line: bytes, place: str) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict) or not {"job", "runs", "alone"} <= set(content):
-        raise ValueError(f"{place} is not a finished job; name another folder, or delete the file")
+        raise ValueError(f"{place} is not a finished job; choose another folder or delete the file")
     return content
 
 
