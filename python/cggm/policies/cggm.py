@@ -87,8 +87,9 @@ class CGGM(Coefficients):
     >>> policy = CGGM()
     >>> state = policy.initial_state(torch.zeros(2))
     >>> for scores in ([-2.3, -2.3], [-1.3, -2.2]):                # the first modality gains ten times as much
-    ...     coefficients, _, state = policy.balance(torch.tensor(scores), state)
-    >>> coefficients
+    ...     update = policy.balance(torch.tensor(scores), state)
+    ...     state = update.state
+    >>> update.coefficients
     tensor([0.9182, 1.0818])
     """
 
