@@ -17,7 +17,7 @@ from helpers import plan_of
 
 SCORES = st.lists(st.floats(2**-6, 1, width=32), min_size=2, max_size=6)
 POLICIES = [OGMGE(0.5), AGM(1.0), UnimodalLosses() + CGGM(), Joint(), ModalityDropout(0.2)]
-RULES = [UnimodalLosses(weight=2.0), NormEqualization(), FeaturePareto(), DGL()]
+RULES = [UnimodalLosses(weight=2.0), NormEqualization(), FeaturePareto(), DGL(), DGL(weight=4.0)]
 
 
 def test_ogm_of_two_modalities_by_hand():
@@ -43,6 +43,13 @@ def test_agm_by_hand_over_two_steps():
     expected = torch.tensor([math.exp(0.5 * (math.e - 1)), math.exp(0.5 * (1 / math.e - 1))])
     torch.testing.assert_close(second.coefficients, expected)
     torch.testing.assert_close(second.state["means"], torch.tensor([1.5, 2.0]))
+
+
+def test_agm_of_three_modalities_has_the_exponent_of_the_authors_script():
+    policy = AGM(1.0)
+    update = policy.balance(-torch.tensor([0.5, 1.0, 1.5]), policy.initial_state(torch.zeros(3)))
+    # r = exp(3/2 · (1 − s)) = 2.117, 1, .472, q = 1, and coefficients exp(1 − r)
+    torch.testing.assert_close(update.coefficients, torch.tensor([0.3273, 1.0, 1.6949]), rtol=0, atol=1e-4)
 
 
 def test_shapley_weights_of_two_and_three_by_hand():
@@ -154,6 +161,7 @@ def test_rules_are_differentiable_themselves(rule):
 def test_dgl_keeps_the_unimodal_gradient_alone():
     m, u = torch.randn(3, 2), torch.randn(3, 2)
     assert DGL().combine(m, u) is u
+    assert torch.equal(DGL(weight=4.0).combine(m, u), 4 * u)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
@@ -242,6 +250,7 @@ def test_confidence_of_a_class():
         (lambda: MMPareto(-1.0), "gamma must be"),
         (lambda: FeaturePareto(-1.0), "gamma must be"),
         (lambda: ModalityDropout(1.5), "p must be"),
+        (lambda: DGL(weight=-1.0), "weight must be"),
     ],
 )
 def test_arguments_out_of_range_are_refused(make, message):

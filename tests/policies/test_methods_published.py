@@ -77,9 +77,9 @@ def responses_by_hand(model, features):
 def agm_by_hand(model, classifiers, alpha, micro=1):
     """With micro-batches, the coefficients of each are made from the scores up to it."""
     optimizer, modalities = sgd(model), len(model.modalities)
-    means = [0.0] * modalities
+    means, factor = [0.0] * modalities, modalities / (modalities - 1)
     for step, batch in enumerate(batches(STEPS, model.modalities)):
-        usual = [math.exp(2 * (sum(means) / modalities - m)) for m in means]
+        usual = [math.exp(factor * (sum(means) / modalities - m)) for m in means]
         totals = [0.0] * modalities
         optimizer.zero_grad()
         for number, (inputs, target) in enumerate(parts(*batch, micro), 1):
@@ -89,7 +89,7 @@ def agm_by_hand(model, classifiers, alpha, micro=1):
                 sure = torch.clamp(response.softmax(1)[rows, target], min=1e-8)
                 totals[i] -= torch.log(sure).mean().item()
             surprises = [total / number for total in totals]
-            ratios = [math.exp(2 * (sum(surprises) / modalities - s)) for s in surprises]
+            ratios = [math.exp(factor * (sum(surprises) / modalities - s)) for s in surprises]
             coefficients = [math.exp(alpha * (q - r)) for q, r in zip(usual, ratios, strict=True)]
             for response, coefficient in zip(responses, coefficients, strict=True):
                 response.register_hook(lambda gradient, c=coefficient: gradient * c)

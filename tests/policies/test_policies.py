@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from cggm import CGGM
+from cggm import CGGM, Classification
 from cggm.policies.cggm import paper_balance, stable_balance
 
 SCORES = st.lists(st.floats(-3, 0, width=32), min_size=2, max_size=6)
@@ -58,6 +59,24 @@ def test_published_forms_compare_raw_scores_with_the_last_step():
     torch.testing.assert_close(first.coefficients, 1.3 * torch.tensor([1 / 3, 2 / 3]))
     second = policy.balance(torch.tensor([0.5, 0.5]), first.state)
     torch.testing.assert_close(second.weights, torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_gains_that_cancel_give_the_numbers_of_the_script_to_the_last_digits():
+    """Twelve samples: [1, 4, 8] right, then [2, 5, 6]. In float32 the sum of the gains is 1e-8 of rounding error."""
+    policy, task = CGGM.released(rho=1.0), Classification()
+
+    def scores(right):
+        target = torch.zeros(12, dtype=torch.long)
+        outputs = [F.one_hot((torch.arange(12) >= n).long(), 2).float() for n in right]
+        return policy.measure(task, outputs, target)
+
+    state = policy.balance(scores([1, 4, 8]), policy.initial_state(torch.zeros(3))).state
+    found = policy.balance(scores([2, 5, 6]), state).coefficients
+    gains = [2 / 12 - 1 / 12, 5 / 12 - 4 / 12, 6 / 12 - 8 / 12]
+    total = sum(gains) + 1e-8
+    expected = torch.tensor([(total - gain) / total for gain in gains])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("policy", [CGGM(), CGGM.paper(), CGGM.released()])

@@ -33,7 +33,7 @@ def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
     Every rank calls it once in every step, so that coefficients made from the result are the same everywhere.
 
     Args:
-        scores: any shape, float32, means over this rank's samples; left alone.
+        scores: any shape, floating, means over this rank's samples; left alone.
         samples: their number.
     """
     if world_size() == 1:

@@ -90,7 +90,7 @@ def take_entries(
                 f"state_dict: {_POLICY + name!r} was saved as {saved}, but is {here} here (None: there is none); it "
                 "was saved with another policy or other modalities"
             )
-    return plain, values, policy
+    return plain, values, {name: tensor.to(expected[name].dtype) for name, tensor in policy.items()}
 
 
 def plain_state_dict(state_dict: dict[str, Any]) -> dict[str, Any]:

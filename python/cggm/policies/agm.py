@@ -26,9 +26,9 @@ class AGM(Coefficients):
 
     The head's output is split into mono-modal responses `m_i` by Shapley values over forward passes in which the other
     modalities' features are zeroed; the responses add up to the output. `s_i` is the mean over the batch of
-    `−log max(softmax(m_i)[y], 1e-8)`, `r_i = exp(2 (s̄ − s_i))`; the same of the running means `R_i` of `s_i` gives
-    `q_i`. The gradient that enters `m_i` from the loss is multiplied by `exp(α (q_i − r_i))` (section 3 of the paper,
-    the exponent held within ±10). Works with any fusion whose forward function calls each encoder once.
+    `−log max(softmax(m_i)[y], 1e-8)`, `r_i = exp(M/(M−1) (s̄ − s_i))`; the same of the running means `R_i` of `s_i`
+    gives `q_i`. The gradient that enters `m_i` from the loss is multiplied by `exp(α (q_i − r_i))` (section 3 of the
+    paper, the exponent held within ±10). Works with any fusion whose forward function calls each encoder once.
 
     The masked passes run in evaluation mode, through the fusion alone: `2^M − 2` of them for up to 4 modalities,
     at most `2 (M − 1)` for each of the `permutations` sampled orders beyond.
@@ -83,8 +83,9 @@ class AGM(Coefficients):
         A batch whose scores are not finite gets coefficients 1 and is not counted.
         """
         surprises, means, steps = -scores, state["means"], state["steps"]
-        ratios = torch.exp(2 * (surprises.mean() - surprises))  # [M], r_i
-        usual = torch.exp(2 * (means.mean() - means))  # [M], q_i
+        factor = scores.numel() / (scores.numel() - 1)
+        ratios = torch.exp(factor * (surprises.mean() - surprises))  # [M], r_i
+        usual = torch.exp(factor * (means.mean() - means))  # [M], q_i
         exponents = (self.alpha * (usual - ratios)).clamp(-_LARGEST, _LARGEST)
         finite = all_finite(scores)
         coefficients = torch.where(finite, exponents.exp(), torch.ones_like(exponents))

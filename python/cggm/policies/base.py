@@ -80,7 +80,7 @@ class Coefficients(Role):
     weighs_unimodal: ClassVar[bool] = False
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Coefficients of this step from the scores `[M]` (float32, higher is better) and the state.
+        """Coefficients of this step from the scores `[M]` (as `measure` makes them, higher is better) and the state.
 
         Nothing is mutated: the new state is returned, so that a skipped step can drop it.
         """

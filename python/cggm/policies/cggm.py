@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from cggm.deprecated import renamed_argument
 
 from .base import Coefficients, CoefficientUpdate, ScaleTarget, State, all_finite, check_range
 
+if TYPE_CHECKING:
+    from cggm.tasks import Task
+
 _SMALLEST_GAIN = 1e-6  # below this sum of gains nobody is ahead: rounding would decide
 
 
@@ -19,10 +23,11 @@ def paper_balance(gains: Tensor) -> Tensor:
     """The paper's balancing term `B_i = (Σ_k Δ_k − Δ_i) / Σ_k Δ_k` (section 3.2), `1e-8` added to the sum.
 
     Args:
-        gains: `[M]`, each modality's gain in score since the last step, any sign.
+        gains: `[M]`, each modality's gain in score since the last step, any sign. In float64, as the released script
+            computes them: where gains cancel, float32's rounding error exceeds the `1e-8`.
 
     The terms add up to `M − 1`. The denominator crosses zero on batch scores, so single values can be
-    negative or thousands: this is the published form, kept for reproduction.
+    negative or millions: this is the published form, kept for reproduction.
 
     >>> paper_balance(torch.tensor([0.3, 0.1]))
     tensor([0.2500, 0.7500])
@@ -66,7 +71,10 @@ class CGGM(Coefficients):
         lam: strength λ of the direction term, `>= 0`; 0 switches it off.
         direction: `"rotation"` turns the head's gradient towards the unimodal ones in closed form;
             `"gradient"` is the paper's `L_gm`, differentiated through the head's gradient (double backward);
-            `"weights"` is the released script's cosine of weights, acting one step late; `"none"`.
+            `"weights"` is the released script's cosine of weights, acting one step late; `"none"`. The paper
+            differentiates its term in the same step. Of the released scripts, the one for three modalities
+            differentiates the last step's cosine of weights through the head's weight, as `"weights"` does, and the
+            image-text one adds that value as a constant, which has no gradient (issue 6 of the authors' repository).
         score_kind: `"loss"` compares negative unimodal losses, `"metric"` the task's score (accuracy, ...).
         smoothing: weight of the past in the moving averages of scores and coefficients, in `[0, 1)`.
         stable: False takes the paper's unbounded balancing term of raw batch scores.
@@ -126,11 +134,17 @@ class CGGM(Coefficients):
         """
         return super().scale_targets(adaptive) if self.stable else ("gradient", "feature", "update")
 
+    def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The task's scores `[M]`; in float64 for the published forms."""
+        if self.stable:
+            return super().measure(task, outputs, target)
+        return torch.stack([task.score(output, target).double() for output in outputs])
+
     def initial_state(self, scores: Tensor) -> State:
         """Scores 0, balancing terms 1, no step taken."""
         return {
-            "scores": torch.zeros_like(scores),  # [M], smoothed
-            "weights": torch.ones_like(scores),  # [M], smoothed balancing terms
+            "scores": torch.zeros_like(scores, dtype=None if self.stable else torch.float64),  # [M], smoothed
+            "weights": torch.ones_like(scores, dtype=torch.float32),  # [M], smoothed balancing terms
             "steps": torch.zeros((), device=scores.device),
         }
 
@@ -145,7 +159,7 @@ class CGGM(Coefficients):
             smoothed = torch.lerp(scores, before, self.smoothing)
             weights = torch.lerp(stable_balance(smoothed - before), state["weights"], self.smoothing)
         else:
-            smoothed, weights = scores, paper_balance(scores - old)
+            smoothed, weights = scores.double(), paper_balance(scores - old).float()
         finite = all_finite(scores)
         smoothed = torch.where(finite, smoothed, old)
         weights = torch.where(finite, weights, state["weights"])

@@ -6,21 +6,33 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Combiner
+from .base import Combiner, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
 class DGL(Combiner):
-    """Trains the encoders on their unimodal losses alone, and the fusion on the multimodal loss.
+    """Trains the encoders on their unimodal losses alone, times α, and the fusion on the multimodal loss.
 
     The gradient that comes back from the fusion is dropped at the encoder's output, and the unimodal classifiers
-    are not part of the fusion, so neither side sees the other's gradient.
+    are not part of the fusion, so neither side sees the other's gradient. The paper's unimodal classifiers are the
+    fusion's own layers on features in which the other modalities are zero, with α = 4; ours are modules of their own.
+
+    Args:
+        weight: α, factor of the unimodal gradient, `>= 0`.
+
+    Raises:
+        ValueError: a negative weight.
 
     >>> import torch
-    >>> DGL().combine(torch.tensor([1.0]), torch.tensor([3.0]))
-    tensor([3.])
+    >>> DGL(weight=4.0).combine(torch.tensor([1.0]), torch.tensor([3.0]))
+    tensor([12.])
     """
 
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("weight", self.weight, 0.0)
+
     def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
-        """The unimodal gradient."""
-        return unimodal
+        """`self.weight · unimodal`."""
+        return unimodal if self.weight == 1 else unimodal * self.weight

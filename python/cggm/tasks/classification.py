@@ -23,7 +23,7 @@ class Classification:
     >>> task = Classification()
     >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
     >>> task.score(logits, target)
-    tensor(0.5000)
+    tensor(0.5000, dtype=torch.float64)
     """
 
     label_smoothing: float = 0.0
@@ -49,14 +49,14 @@ class Classification:
         return F.cross_entropy(output, target, label_smoothing=self.label_smoothing)
 
     def score(self, output: Tensor, target: Tensor) -> Tensor:
-        """Accuracy in `[0, 1]`.
+        """Accuracy in `[0, 1]`, float64.
 
         Raises:
             ValueError: a target that fits neither form.
         """
         self._check(output, target)
         target = target.argmax(-1) if target.is_floating_point() else target
-        return (output.argmax(-1) == target).float().mean()
+        return (output.argmax(-1) == target).double().mean()
 
     def confidence(self, output: Tensor, target: Tensor) -> Tensor:
         """Probability `[B]` of the true class; with class probabilities, the expected one.

@@ -49,6 +49,7 @@ METHODS: Mapping[str, Method] = {
     "feature-pareto": Method(policies.FeaturePareto()),
     "norm-equalization": Method(policies.NormEqualization()),
     "dgl": Method(policies.DGL()),
+    "dgl-weighted": Method(policies.DGL(weight=4.0)),
     "dropout": Method(policies.ModalityDropout(0.35)),
     "default": Method(policies.NormEqualization() + policies.ModalityDropout(0.2)),
 }
