@@ -24,7 +24,7 @@ def test_classifiers_belong_to_their_encoders():
         construct(model, classifiers={"audio": audio})
     assert model.unimodal_classifiers.audio is audio
     with (
-        pytest.warns(DeprecationWarning),
+        pytest.warns(DeprecationWarning, match="classifiers"),
         pytest.raises(ValueError, match=r"names \['video'\], but the modalities"),
     ):
         construct(small_model(), classifiers={"video": audio})

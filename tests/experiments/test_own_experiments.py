@@ -69,8 +69,11 @@ def test_lambdas_objects_files_and_modules_train_in_workers(mine, monkeypatch):
 
 def test_nothing_in_the_current_folder_hides_an_installed_module(mine, monkeypatch):
     monkeypatch.chdir(mine)
+    (mine / "mine.py").write_text(f"import sys\nSEEN = list(sys.path)\n{FILE}")
+    before = list(sys.path)
     build = find_experiment("mine:second")
-    assert sys.path[-1] == os.getcwd()
+    assert [*before, os.getcwd()] == sys.modules["mine"].SEEN
+    assert sys.path == before
     assert pickle.loads(pickle.dumps(build))().name == "second"
 
 

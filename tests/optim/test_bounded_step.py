@@ -36,7 +36,9 @@ def test_the_gradient_is_shortened_to_the_length_of_joint_trainings():
     before, after, _ = gradients(BOUNDED)
     joint, _, _ = gradients(CGGM(), apply="feature")  # whose coefficients are 1 in the first step
     assert norm(before) > norm(joint) * 1.05
-    torch.testing.assert_close(norm(after), norm(joint), rtol=0.1, atol=0)  # to first order: see the docstring
+    torch.testing.assert_close(
+        norm(after), norm(joint), rtol=0.1, atol=0
+    )  # to first order: see the docstring
     ratio = norm(after) / norm(before)
     torch.testing.assert_close(after, [ratio * g for g in before])
 

@@ -14,6 +14,7 @@ from .datasets.checks import check_experiment
 from .datasets.experiment import Experiment
 from .datasets.registry import FROM_FILES, find_experiment
 from .options import Datasets, Methods, Optimizers
+from .output import check_folder
 from .reports import comparison as drawn
 from .reports import report
 from .training.methods import choose_methods
@@ -78,18 +79,19 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
         Whether every run finished.
 
     Raises:
-        ValueError: an unknown data set, method or optimizer, no seeds, an experiment that cannot train, or an existing
-            compare.jsonl with other content.
+        ValueError: an unknown data set, method or optimizer, no seeds, an experiment that cannot train, an existing
+            compare.jsonl with other content, a folder that cannot be written to, or a full disk.
     """
     console = console or Console()
     if not console.is_terminal:  # in a file, columns must not be cut short
         console.width = max(console.width, 120)
     builds = _experiments(comparison)
+    _check(comparison, builds)
+    check_folder(comparison.out)
     store = Store(comparison.out / "compare.jsonl")
     outcomes: list[Outcome] = []
     complete = True
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    _check(comparison, builds)
     with Progress(*columns, console=console) as progress:
         try:
             for build in builds:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .datasets import avdigits
 from .options import Methods, Optimizers
+from .output import check_folder
 from .reports import demo_plot, report
 from .training.methods import choose_methods
 from .training.results import Outcome
@@ -54,7 +55,7 @@ def run_demo(demo: Demo, console: Console | None = None) -> bool:
         Whether every run finished.
 
     Raises:
-        ValueError: an unknown method or optimizer, or no seeds.
+        ValueError: an unknown method or optimizer, no seeds, or a file that cannot be written.
     """
     console = console or Console()
     json_path, plot_path = demo.json or demo.out / "demo.json", demo.out / "demo.png"
@@ -67,6 +68,8 @@ def run_demo(demo: Demo, console: Console | None = None) -> bool:
         epochs=demo.epochs,
         history=True,
     )
+    for path in (json_path, plot_path):
+        check_folder(path.parent)
     console.print(
         f"Spoken digits (audio) paired with handwritten digits (image): {len(methods)} methods side by "
         f"side, for {len(jobs)} combinations of optimizer and seed."

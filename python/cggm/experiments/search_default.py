@@ -16,6 +16,7 @@ from pathlib import Path
 from cggm.policies import CGGM, DGL, ModalityDropout, NormEqualization, UnimodalLosses
 
 from .datasets.registry import DATASETS
+from .output import check_folder
 from .reports.intervals import Interval
 from .training.methods import METHODS, Method, encoder_rates
 from .training.results import Job, Outcome
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--finalists", type=int, default=3)
     parser.add_argument("--processes", type=int, default=None)
     options = parser.parse_args()
+    check_folder(options.out)
     store = Store(options.out / "search.jsonl")
     search(store, seeds=tuple(options.seeds), finalists=options.finalists, processes=options.processes)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +20,8 @@ def load_own(name: str) -> Experiment:
 
     Args:
         name: `module:object` or `path/file.py:object`, where the object is an `Experiment`, or a function without
-            arguments that returns one. The module may lie in the current folder.
+            arguments that returns one. The module may lie in the current folder, which is searched only while the
+            module is imported and the function runs.
 
     Raises:
         ValueError: the module or object is missing, raises an error, or is not an experiment.
@@ -27,9 +30,13 @@ def load_own(name: str) -> Experiment:
     'uci'
     """
     module, _, attribute = name.rpartition(":")
+    file = Path(module) if module.endswith(".py") else None
     try:
-        found = getattr(_import_file(Path(module)) if module.endswith(".py") else _import(module), attribute)
-        experiment = found() if callable(found) else found
+        with _finding_also(os.getcwd() if file is None else str(file.resolve().parent)):
+            found = getattr(
+                importlib.import_module(module) if file is None else _import_file(file), attribute
+            )
+            experiment = found() if callable(found) else found
     except Exception as error:  # it runs the user's code
         raise ValueError(f"experiment {name!r}: {explain(error)}") from error
     if not isinstance(experiment, Experiment):
@@ -51,16 +58,10 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}{place}: {' '.join(str(error).split())}"
 
 
-def _import(module: str) -> ModuleType:
-    _find_also(os.getcwd())
-    return importlib.import_module(module)
-
-
 def _import_file(path: Path) -> ModuleType:
     known = f"cggm_experiment_{path.stem}"
     if known in sys.modules and sys.modules[known].__file__ == str(path):
         return sys.modules[known]
-    _find_also(str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(known, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[known] = module  # dataclasses look there for their module
@@ -72,7 +73,12 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _find_also(folder: str) -> None:
+@contextlib.contextmanager
+def _finding_also(folder: str) -> Iterator[None]:
     """Look for modules in the folder, too; last, so that nothing in it hides an installed module."""
-    if folder not in sys.path:
-        sys.path.append(folder)
+    sys.path.append(folder)
+    try:
+        yield
+    finally:  # the last of its kind: the user's module may have changed the list
+        if folder in sys.path:
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]

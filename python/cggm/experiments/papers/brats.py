@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 
 from cggm import Segmentation
 
-from .files import corrupt, existing, needs
+from .files import ARRAY_VALUES, DataError, corrupt, existing, finite, h5_dataset, needs, open_h5, reading
 from .metrics import dice
 from .recipe import Data, Recipe, Sample
 from .resnet import ResNet18
@@ -86,21 +87,18 @@ def read_patient(path: Path, slices: slice = slice(None)) -> tuple[NDArray[np.fl
     """
     image, label = _read_volumes(path, slices) if path.is_dir() else _read_h5(path, slices)
     if image.ndim != 4 or len(image) != 4 or image.shape[1:] != label.shape:
-        raise corrupt(
-            path, f"image {image.shape}, label {label.shape}; [4, H, W, Z] and [H, W, Z] belong there"
-        )
-    label = np.where(label == 4, 3, label).astype(np.int64)
-    if label.size and (label.min() < 0 or label.max() >= CLASSES):
-        raise corrupt(path, f"labels {np.unique(label)[:8]}; 0, 1, 2 and 4 belong there")
-    return image, label
+        shapes = f"image {image.shape}, label {label.shape}"
+        raise corrupt(path, "image [4, H, W, Z] and label [H, W, Z]", shapes)
+    finite(image, path, "intensities")
+    if not np.isin(finite(label, path, "labels"), range(5)).all():
+        raise corrupt(path, "the labels 0, 1, 2 and 4", np.unique(label)[:8])
+    return image, np.where(label == 4, 3, label).astype(np.int64)
 
 
 def _read_h5(path: Path, slices: slice) -> tuple[NDArray[np.float32], NDArray]:
-    try:
-        with needs("h5py").File(path) as file:
-            return np.asarray(file["image"][..., slices], dtype=np.float32), file["label"][..., slices]
-    except (OSError, KeyError, ValueError) as error:
-        raise corrupt(path, error) from error
+    with open_h5(path, "image and label") as file:
+        image, label = (h5_dataset(file, name, path) for name in ("image", "label"))
+        return np.asarray(image[..., slices], dtype=np.float32), label[..., slices]
 
 
 def _read_volumes(path: Path, slices: slice) -> tuple[NDArray[np.float32], NDArray]:
@@ -109,12 +107,13 @@ def _read_volumes(path: Path, slices: slice) -> tuple[NDArray[np.float32], NDArr
     for ending in (*SEQUENCES, "seg"):
         found = sorted(path.glob(f"*_{ending}.nii.gz"))
         file = existing(found[0] if found else path / f"{path.name}_{ending}.nii.gz", "volume")
-        try:
-            volumes.append(np.asarray(nibabel.load(file).dataobj[..., slices], dtype=np.float32))
-        except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
-            raise corrupt(file, error) from error
+        with reading(file, f"a NIfTI volume of at most {ARRAY_VALUES} values"):
+            stored = nibabel.load(file).dataobj
+            if math.prod(stored.shape) > ARRAY_VALUES:
+                raise ValueError(f"the shape {stored.shape}")
+            volumes.append(finite(np.asarray(stored[..., slices]), file, "values").astype(np.float32))
     if len({volume.shape for volume in volumes}) != 1:
-        raise corrupt(path, f"volumes of shapes {[volume.shape for volume in volumes]}")
+        raise corrupt(path, "five volumes of one shape", [volume.shape for volume in volumes])
     return np.stack(volumes[:4]), volumes[4]
 
 
@@ -127,10 +126,13 @@ def read(path: Path) -> Data:
     parts = []
     for part in PARTS:
         folder = existing(path / part, "folder of patients")
-        patients = sorted(p for p in folder.iterdir() if p.is_dir() or p.suffix in (".h5", ".hdf5"))
+        with reading(folder, "a folder of patients"):
+            patients = sorted(p for p in folder.iterdir() if p.is_dir() or p.suffix in (".h5", ".hdf5"))
         if not patients:
-            raise ValueError(f"data: no patient (.h5 file or folder of .nii.gz volumes) in {folder}")
+            raise DataError(f"no patient (.h5 file or folder of .nii.gz volumes) in {folder}")
         parts.append(Slices(patients))
+        if not parts[-1].slices:
+            raise corrupt(folder, "a patient with labelled slices", f"none in {len(patients)} patients")
     return Data(*parts)
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from tyro.conf import Positional
 
+from cggm.experiments.output import check_folder, replacing
+
 from . import brats, cremad, food101, iemocap, mosi
 from .recipe import Recipe, check_policy, run
 
@@ -76,14 +78,18 @@ def run_experiment(experiment: PaperExperiment) -> dict[str, Any]:
     """Train, print a line per epoch, write and return the result.
 
     Raises:
-        ValueError: as from `recipe_of`.
+        ValueError: as from `recipe_of`, or a file cannot be written.
     """
-    result = run(recipe_of(experiment), experiment.policy, seed=experiment.seed, report=print)
+    recipe = recipe_of(experiment)
+    check_folder(experiment.out)
+    result = run(recipe, experiment.policy, seed=experiment.seed, report=print)
     for part in ("validation", "test"):
         figures = "  ".join(f"{name} {value:.4g}" for name, value in result[part].items())
         print(f"{part} (epoch {result['epoch']}): {figures}")
-    experiment.out.mkdir(parents=True, exist_ok=True)
     path = experiment.out / f"{experiment.name}-{experiment.policy}-{experiment.seed}.json"
-    path.write_text(json.dumps(result | {"seed": experiment.seed}, indent=2) + "\n", encoding="utf-8")
+    with replacing(path) as unfinished:
+        unfinished.write_text(
+            json.dumps(result | {"seed": experiment.seed}, indent=2) + "\n", encoding="utf-8"
+        )
     print(f"Written: {path}")
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from cggm import Classification
 
-from .files import corrupt, existing, needs
+from .files import DataError, corrupt, existing, finite, inside, needs, read_image, read_text, reading
 from .metrics import classification
 from .recipe import Data, Recipe, Sample
 from .resnet import ResNet18
@@ -20,6 +21,7 @@ from .resnet import ResNet18
 AUDIO, FRAMES = "AudioWAV", "Image-01-FPS"
 SIDE = 224
 SECONDS, WINDOW, HOP = 3, 512, 353
+RATES, CHANNELS = (1000, 192_000), 8
 VALIDATION = 0.1  # share of the training clips: the set has no validation part of its own
 
 
@@ -40,20 +42,18 @@ class Clips(Dataset):
 
     def __getitem__(self, i: int) -> Sample:
         clip, label = self.rows[i]
-        sound = spectrogram(self.folder / AUDIO / f"{clip}.wav")
-        return (sound, self._face(self.folder / FRAMES / clip)), torch.tensor(label)
+        sound = spectrogram(self._file(f"{AUDIO}/{clip}.wav"))
+        return (sound, self._face(self._file(f"{FRAMES}/{clip}"))), torch.tensor(label)
+
+    def _file(self, name: str) -> Path:
+        return inside(self.folder, name, self.folder)
 
     def _face(self, folder: Path) -> Tensor:
         frames = sorted(existing(folder, "folder of frames").glob("*.jpg"))
         if not frames:
-            raise ValueError(f"data: no .jpg frame in {folder}")
-        path, image = frames[len(frames) // 2], needs("PIL.Image", "pillow")
-        try:
-            with image.open(path) as file:
-                small = file.convert("RGB").resize((self.side, self.side), image.Resampling.BILINEAR)
-        except OSError as error:
-            raise corrupt(path, error) from error
-        pixels = torch.from_numpy(np.asarray(small, dtype=np.float32)).permute(2, 0, 1) / 255
+            raise DataError(f"no .jpg frame in {folder}")
+        middle = frames[len(frames) // 2].relative_to(self.folder)
+        pixels = torch.from_numpy(read_image(self._file(str(middle)), self.side)).permute(2, 0, 1) / 255
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
         return (pixels - mean) / std
 
@@ -62,28 +62,45 @@ def spectrogram(path: Path) -> Tensor:
     """`[1, 257, T]`: logarithm of the amplitudes of three seconds, a shorter recording repeated.
 
     Raises:
-        ValueError: the file is missing or no sound.
+        DataError: the file is missing or no sound.
     """
     soundfile = needs("soundfile")
-    try:
-        samples, rate = soundfile.read(existing(path, "sound"), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise corrupt(path, error) from error
+    expected = f"a sound of {RATES[0]} to {RATES[1]} samples per second and at most {CHANNELS} channels"
+    with reading(path, expected), soundfile.SoundFile(existing(path, "sound")) as file:
+        rate, channels = file.samplerate, file.channels
+        if not RATES[0] <= rate <= RATES[1] or channels > CHANNELS:
+            raise corrupt(path, expected, f"{rate} per second, {channels} channels")
+        wanted = SECONDS * rate
+        samples = file.read(min(wanted, file.frames), dtype="float32", always_2d=True)  # no more than is used
     if not len(samples):
-        raise corrupt(path, "no samples")
-    wanted = SECONDS * rate
+        raise corrupt(path, expected, "no samples")
+    finite(samples, path, "samples")
     mono = torch.from_numpy(np.resize(samples.mean(1), wanted).clip(-1, 1))
     found = torch.stft(mono, WINDOW, HOP, window=torch.hann_window(WINDOW), return_complex=True)
     return (found.abs() + 1e-7).log()[None]
 
 
+def _table(path: Path, what: str) -> list[list[str]]:
+    with reading(path, f"a {what} as CSV"):
+        return list(csv.reader(io.StringIO(read_text(path, what), newline=""), strict=True))
+
+
+def _emotions(path: Path) -> list[str]:
+    emotions = [row[0] for row in _table(path, "list of emotions") if row]
+    if not emotions or len(set(emotions)) != len(emotions):
+        raise corrupt(path, "an emotion per line, each once", repr(emotions)[:200])
+    return emotions
+
+
 def _rows(path: Path, emotions: list[str]) -> list[tuple[str, int]]:
     rows = []
-    with existing(path, "list of clips").open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if len(row) < 2 or row[1] not in emotions:
-                raise corrupt(path, f"line {number} is {row}; a clip and one of {emotions} belong there")
-            rows.append((row[0], emotions.index(row[1])))
+    for number, row in enumerate(_table(path, "list of clips"), 1):
+        if len(row) < 2 or row[1] not in emotions:
+            raise corrupt(path, f"a clip and one of {emotions} in each line", f"line {number} is {row}")
+        inside(path.parent / AUDIO, row[0], path)
+        rows.append((row[0], emotions.index(row[1])))
+    if not rows:
+        raise corrupt(path, "a list of clips", "no line")
     return rows
 
 
@@ -91,11 +108,12 @@ def read(path: Path, *, side: int = SIDE) -> Data:
     """The parts; a tenth of the training clips, always the same, is the validation part.
 
     Raises:
-        ValueError: a list is missing or holds something else.
+        DataError: a list is missing or holds something else.
     """
-    with existing(existing(path, "folder") / "stat.csv", "list of emotions").open(encoding="utf-8") as file:
-        emotions = [row[0] for row in csv.reader(file) if row]
+    emotions = _emotions(existing(path, "folder") / "stat.csv")
     train, test = (_rows(path / f"{part}.csv", emotions) for part in ("train", "test"))
+    if len(train) < 2:
+        raise corrupt(path / "train.csv", "two clips or more", "one")
     order = np.random.default_rng(0).permutation(len(train))
     held_out = max(1, round(VALIDATION * len(train)))
     validation, kept = [train[i] for i in order[:held_out]], [train[i] for i in order[held_out:]]
@@ -135,12 +153,10 @@ def build(path: Path, *, side: int = SIDE) -> Recipe:
         side: of the images.
     """
     data = read(path, side=side)
-    with (path / "stat.csv").open(encoding="utf-8") as file:
-        classes = sum(1 for row in csv.reader(file) if row)
     return Recipe(
         name="cremad",
         data=data,
-        model=AudioVisualModel(classes),
+        model=AudioVisualModel(len(_emotions(path / "stat.csv"))),
         encoders={m: f"encoders.{m}" for m in ("audio", "visual")},
         head="head",
         classifiers=None,

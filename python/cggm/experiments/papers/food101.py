@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cggm import Classification
 
-from .files import corrupt, existing, needs, read_json
+from .files import corrupt, existing, inside, needs, read_image, read_json
 from .metrics import classification
 from .recipe import Data, Recipe, Sample
 from .transformer import SequenceClassifier, SequenceModel, Sizes
@@ -49,17 +48,9 @@ class Recipes(Dataset):
             " ".join(row["text_tokens"]), truncation=True, max_length=TOKENS, return_tensors="pt"
         )
         tokens = torch.stack([encoded["input_ids"][0], encoded["attention_mask"][0]], dim=1)  # [T, 2]
-        return (self._pixels(self.folder / row["img_path"]), tokens), torch.tensor(self.labels[row["label"]])
-
-    def _pixels(self, path: Path) -> Tensor:
-        image = needs("PIL.Image", "pillow")
-        try:
-            with image.open(existing(path, "image")) as file:
-                small = file.convert("RGB").resize((self.side, self.side), image.Resampling.BILINEAR)
-        except OSError as error:
-            raise corrupt(path, error) from error
-        pixels = torch.from_numpy(np.asarray(small, dtype=np.float32)) / 127.5 - 1  # ViT's own scale
-        return pixels.permute(2, 0, 1)
+        image = read_image(inside(self.folder, row["img_path"], self.folder), self.side)  # [side, side, 3]
+        pixels = torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1  # ViT's own scale
+        return (pixels, tokens), torch.tensor(self.labels[row["label"]])
 
 
 class FoodModel(nn.Module):
@@ -101,14 +92,42 @@ def _pretrained(kind: str, path: str) -> Any:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    """The part's recipes, each checked; image paths stay inside the folder of the file."""
     rows = read_json(path, "list of recipes")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise corrupt(path, "no list of objects")
+    if not isinstance(rows, list) or not rows:
+        raise corrupt(
+            path,
+            "a list of recipes",
+            "no recipe in it" if rows == [] else f"one of type {type(rows).__name__}",
+        )
     for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise corrupt(path, "a list of objects", f"entry {i} of type {type(row).__name__}")
         lacking = [key for key in KEYS if key not in row]
         if lacking:
-            raise corrupt(path, f"entry {i} has no {lacking}")
+            raise corrupt(path, f"{list(KEYS)} in each entry", f"entry {i} has no {lacking}")
+        words, label = row["text_tokens"], row["label"]
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise corrupt(path, f"a list of words as text_tokens of entry {i}", repr(words)[:200])
+        if not isinstance(label, str):
+            raise corrupt(path, f"a name as label of entry {i}", repr(label)[:200])
+        inside(path.parent, row["img_path"], path)
     return rows
+
+
+def read(path: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
+    """The rows of each part, and the number of each class.
+
+    Raises:
+        DataError: a file is missing or holds something else.
+    """
+    parts = {part: _rows(existing(path, "folder") / f"{part}.json") for part in PARTS}
+    labels = {name: i for i, name in enumerate(sorted({row["label"] for row in parts["train"]}))}
+    for part, rows in parts.items():
+        unknown = {row["label"] for row in rows} - set(labels)
+        if unknown:
+            raise corrupt(path / f"{part}.json", "train.json's classes", sorted(unknown)[:3])
+    return parts, labels
 
 
 def build(
@@ -124,12 +143,7 @@ def build(
     Raises:
         ValueError: a file, an image or a model is missing, or a file holds something else.
     """
-    parts = {part: _rows(existing(path, "folder") / f"{part}.json") for part in PARTS}
-    labels = {name: i for i, name in enumerate(sorted({row["label"] for row in parts["train"]}))}
-    for part, rows in parts.items():
-        unknown = {row["label"] for row in rows} - set(labels)
-        if unknown:
-            raise corrupt(path / f"{part}.json", f"classes that train.json lacks: {sorted(unknown)[:3]}")
+    parts, labels = read(path)
     image, text = _pretrained("ViTModel", vit), _pretrained("BertModel", bert)
     tokenizer = _pretrained("AutoTokenizer", bert)
     model = FoodModel(image, text, len(labels))

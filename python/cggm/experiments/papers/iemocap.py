@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from cggm import Classification
 
-from .files import corrupt, existing, needs
+from .files import corrupt, existing, finite, h5_dataset, open_h5, read_npy, reading
 from .metrics import classification
 from .recipe import Data, Recipe, Sample
 from .transformer import SequenceClassifier, SequenceModel, Sizes
@@ -23,6 +25,7 @@ AUDIO_SCALE = "A/comparE_mean_std.h5"
 PARTS = ("trn", "val", "tst")
 SIZES = Sizes(4, 0.15, 0.15, 0.2, 0.15, 0.2)
 FRAMES = 100
+CLASSES = 4
 
 
 class Utterances(Dataset):
@@ -47,35 +50,41 @@ class Utterances(Dataset):
 
 
 def _read_names(folder: Path, part: str) -> tuple[list[str], Tensor]:
-    labels_path = existing(folder / f"{part}_label.npy", "labels of a part")
-    names_path = existing(folder / f"{part}_int2name.npy", "names of a part")
-    try:
-        labels, names = np.load(labels_path), np.load(names_path)
-    except (ValueError, OSError, EOFError) as error:
-        raise corrupt(folder, error) from error
-    if labels.ndim != 2 or len(labels) != len(names):
+    labels_path, names_path = folder / f"{part}_label.npy", folder / f"{part}_int2name.npy"
+    labels = finite(read_npy(labels_path, "labels of a part"), labels_path, "labels")
+    names = read_npy(names_path, "names of a part")
+    rows = labels.reshape(len(labels), -1) if labels.size else labels
+    one_each = rows.ndim == 2 and ((rows == rows.max(1, keepdims=True)).sum(1) == 1).all()
+    if labels.ndim != 2 or labels.shape[1:] != (CLASSES,) or not one_each:
         raise corrupt(
-            labels_path, f"shape {labels.shape} for {len(names)} names; one-hot rows [n, 4] belong there"
+            labels_path, "one-hot rows [n, 4]", f"the shape {labels.shape}, or rows without one largest"
         )
+    if names.ndim < 1 or len(names) != len(labels) or names.dtype.kind not in "SU" or not names.size:
+        raise corrupt(names_path, f"{len(labels)} names", f"the shape {names.shape} of {names.dtype}")
     flat = names.reshape(len(names), -1)[:, 0]
-    return [n.decode() if isinstance(n, bytes) else str(n) for n in flat], torch.from_numpy(labels.argmax(1))
+    with reading(names_path, "names in UTF-8"):
+        decoded = [n.decode() if isinstance(n, bytes) else str(n) for n in flat]
+    return decoded, torch.from_numpy(labels.argmax(1))
+
+
+def _read_numbers(file: Any, name: str, path: Path) -> NDArray[np.float32]:
+    return finite(np.asarray(h5_dataset(file, name, path), dtype=np.float32), path, f"values of {name!r}")
 
 
 def _read_sequences(path: Path, width: int, wanted: set[str]) -> dict[str, Tensor]:
-    h5py = needs("h5py")
-    existing(path, "feature file")
-    try:
-        with h5py.File(path) as file:
-            absent = sorted(wanted - set(file))
-            if absent:
-                raise corrupt(path, f"no utterance {absent[0]!r} and {len(absent) - 1} more")
-            found = {name: np.asarray(file[name], dtype=np.float32) for name in wanted}
-    except OSError as error:
-        raise corrupt(path, error) from error
-    for name, values in found.items():
-        if values.ndim != 2 or values.shape[1] != width:
-            raise corrupt(path, f"{name!r} of shape {values.shape}; [time, {width}] belongs there")
-    return {name: _shorten(torch.from_numpy(values)) for name, values in found.items()}
+    found = {}
+    with open_h5(path, "a feature sequence per utterance") as file:
+        absent = sorted(wanted - set(file))
+        if absent:
+            raise corrupt(
+                path, "a sequence per utterance", f"none for {absent[0]!r} ({len(absent)} are missing)"
+            )
+        for name in sorted(wanted):
+            values = _read_numbers(file, name, path)
+            if values.ndim != 2 or values.shape[1] != width or not len(values):
+                raise corrupt(path, f"[time, {width}] as {name!r}", f"the shape {values.shape}")
+            found[name] = _shorten(torch.from_numpy(values))
+    return found
 
 
 def _shorten(sequence: Tensor) -> Tensor:
@@ -83,12 +92,16 @@ def _shorten(sequence: Tensor) -> Tensor:
 
 
 def _standardise(sequences: dict[str, Tensor], path: Path, fold: int) -> dict[str, Tensor]:
-    with needs("h5py").File(existing(path, "mean and standard deviation of the audio")) as file:
+    width = FILES["audio"][1]
+    with open_h5(path, "mean and standard deviation of the audio") as file:
         if str(fold) not in file:
-            raise corrupt(path, f"no fold {fold}, only {sorted(file)}")
-        mean, std = (
-            torch.from_numpy(np.asarray(file[f"{fold}/{key}"], dtype=np.float32)) for key in ("mean", "std")
+            raise corrupt(path, f"fold {fold}", f"only {sorted(file)[:20]}")
+        mean, std = (_read_numbers(file, f"{fold}/{key}", path) for key in ("mean", "std"))
+    if mean.shape != (width,) or std.shape != (width,) or (std < 0).any():
+        raise corrupt(
+            path, f"mean and std [{width}], std from 0 on", f"the shapes {mean.shape} and {std.shape}"
         )
+    mean, std = torch.from_numpy(mean), torch.from_numpy(std)
     return {name: (values - mean) / torch.where(std == 0, 1.0, std) for name, values in sequences.items()}
 
 
@@ -113,7 +126,7 @@ def build(path: Path, *, fold: int = 1) -> Recipe:
         path: the folder with `A`, `V`, `L` and `target`.
         fold: of the cross-validation.
     """
-    model = SequenceModel({m: width for m, (_, width) in FILES.items()}, 4, SIZES)
+    model = SequenceModel({m: width for m, (_, width) in FILES.items()}, CLASSES, SIZES)
     return Recipe(
         name="iemocap",
         data=read(path, fold),

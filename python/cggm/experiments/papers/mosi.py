@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
 from cggm import Regression
 
-from .files import corrupt, read_arrays
+from .files import corrupt, finite, read_pickle
 from .metrics import sentiment
+from .pickles import Noted
 from .recipe import Data, Recipe, Sample
 from .transformer import SequenceClassifier, SequenceModel, Sizes
 
@@ -28,12 +30,9 @@ class Opinions(Dataset):
         arrays: modality and `labels` -> float array `[n, 50, width]` and `[n, 1, 1]`.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
-        self.inputs = []
-        for modality in MODALITIES:
-            values = np.asarray(arrays[modality], dtype=np.float32)
-            self.inputs.append(torch.from_numpy(np.where(np.isneginf(values), 0, values)))  # silence is log 0
-        self.labels = torch.from_numpy(np.asarray(arrays["labels"], dtype=np.float32)).reshape(-1)
+    def __init__(self, arrays: dict[str, NDArray]) -> None:
+        self.inputs = [torch.from_numpy(arrays[modality]) for modality in MODALITIES]
+        self.labels = torch.from_numpy(arrays["labels"]).reshape(-1)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,23 +54,47 @@ def read(path: Path) -> Data:
                 f"data: {path} must hold one .pkl file, found {len(found)}; name the file itself"
             )
         path = found[0]
-    content = read_arrays(path, "pickle with train, valid and test")
+    content = read_pickle(path, "pickle with train, valid and test")
     if not isinstance(content, dict):
-        raise corrupt(path, f"a {type(content).__name__} instead of a dictionary")
+        raise corrupt(path, "a dictionary", f"one of type {type(content).__name__}")
     missing = [part for part in PARTS if part not in content]
     if missing:
-        raise corrupt(path, f"no part {missing}, only {sorted(content)}")
-    parts = []
-    for part in PARTS:
-        arrays = content[part]
-        lacking = [name for name in (*MODALITIES, "labels") if name not in arrays]
-        if lacking:
-            raise corrupt(path, f"{part} has no {lacking}, only {sorted(arrays)}")
-        shapes = {name: np.shape(arrays[name]) for name in (*MODALITIES, "labels")}
-        if any(len(s) != 3 for s in shapes.values()) or len({s[0] for s in shapes.values()}) != 1:
-            raise corrupt(path, f"{part} has the shapes {shapes}; [n, 50, width] and [n, 1, 1] belong there")
-        parts.append(Opinions(arrays))
-    return Data(*parts)
+        raise corrupt(path, f"the parts {list(PARTS)}", f"no part {missing}, only {sorted(content)}")
+    parts = {part: _arrays(content[part], path, part) for part in PARTS}
+    widths = {part: [arrays[m].shape[1:] for m in MODALITIES] for part, arrays in parts.items()}
+    if any(width != widths["train"] for width in widths.values()):
+        raise corrupt(path, "the same lengths and widths in every part", widths)
+    return Data(*(Opinions(arrays) for arrays in parts.values()))
+
+
+def _arrays(content: object, path: Path, part: str) -> dict[str, NDArray[np.float32]]:
+    """The arrays of one part, checked; minus infinity, the logarithm of silence, becomes 0."""
+    names = (*MODALITIES, "labels")
+    if not isinstance(content, dict):
+        raise corrupt(path, f"a dictionary as {part}", f"one of type {type(content).__name__}")
+    lacking = [name for name in names if name not in content]
+    if lacking:
+        raise corrupt(path, f"{list(names)} in {part}", f"{part} has no {lacking}, only {sorted(content)}")
+    arrays = {}
+    for name in names:
+        what, noted = f"an array of numbers as {name} of {part}", content[name]
+        if not isinstance(noted, Noted):
+            raise corrupt(path, what, f"one of type {type(noted).__name__}")
+        try:
+            values = noted.array().astype(np.float32)
+        except ValueError as error:
+            raise corrupt(path, what, error) from error
+        if name != "labels":
+            values[np.isneginf(values)] = 0
+        arrays[name] = finite(values, path, f"{name} of {part}")
+    shapes = {name: values.shape for name, values in arrays.items()}
+    n = len(arrays["labels"]) if shapes["labels"] else 0
+    fits = all(len(s) == 3 and s[0] == n and 0 not in s for s in shapes.values())
+    if not fits or shapes["labels"] != (n, 1, 1):
+        raise corrupt(
+            path, f"[n, 50, width] per modality and labels [n, 1, 1] in {part}", f"the shapes {shapes}"
+        )
+    return arrays
 
 
 def build(path: Path) -> Recipe:

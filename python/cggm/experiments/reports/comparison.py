@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..output import replacing
 from .demo_plot import STYLE, optimizer_title
 from .intervals import holm
 from .report import Row
@@ -156,5 +157,5 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         figure.suptitle(
             "Test accuracy compared with joint training, 95% intervals", x=0.02, ha="left", fontweight="bold"
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, dpi=160)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..output import replacing
 from ..training.results import History
 
 # Okabe and Ito's colors, which color-blind readers can tell apart.
@@ -68,8 +69,8 @@ def plot(histories: Sequence[History], path: Path) -> None:
         seeds = len({h.seed for h in histories})
         spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
         figure.suptitle(f"{method_title(method)}: {spread}", fontweight="bold", x=0.02, ha="left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, dpi=160)
 
 
 def optimizer_title(name: str) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import json
 import platform
-import secrets
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.table import Table
 import cggm
 import cggm_ops
 
+from ..output import replacing
 from ..training.results import Alone, Outcome, Run
 from ..training.runner import cores
 from .intervals import Interval, bootstrap, student_p
@@ -186,13 +186,5 @@ def write_json(path: Path, outcomes: Sequence[Outcome]) -> None:
         "runs": [dataclasses.asdict(run) for outcome in outcomes for run in outcome.runs],
         "alone": [dataclasses.asdict(outcome.alone) for outcome in outcomes if outcome.alone],
     }
-    text = json.dumps(content, indent=2) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with unfinished.open("x", encoding="utf-8") as file:
-            file.write(text)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

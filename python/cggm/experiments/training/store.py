@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..output import append_line, cut, file_errors
 from .results import Alone, Job, Outcome, Run
 from .runner import execute
 
@@ -51,38 +51,35 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: dict[str, dict[str, Any]] = {}
-        written = path.read_bytes() if path.exists() else b""
-        whole = written[: written.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
-            content = _parse(line, f"{path}: line {number}")
-            self._lines[_key(content["job"])] = content
-        if len(whole) < len(written):
-            os.truncate(path, len(whole))  # in place: a full disk or a kill loses nothing else
+        with file_errors(path):
+            content = path.read_bytes() if path.exists() else b""
+            whole = content[: content.rfind(b"\n") + 1]
+            for number, line in enumerate(whole.splitlines(), 1):
+                parsed = _parse(line, f"{path}: line {number}")
+                self._lines[_key(parsed["job"])] = parsed
+            if len(whole) < len(content):
+                cut(path, len(whole))
 
     def find(self, job: Job) -> Outcome | None:
         """The job's outcome, or None if it has not run yet."""
         content = self._lines.get(_key(describe(job)))
         if content is None:
             return None
-        alone = content["alone"]
-        return Outcome(
-            job=job,
-            runs=[Run(**run) for run in content["runs"]],
-            alone=None if alone is None else Alone(**alone),
-        )
+        runs, alone = _found(content)
+        return Outcome(job=job, runs=runs, alone=alone)
 
     def add(self, outcome: Outcome) -> None:
-        """Append the outcome to the file."""
+        """Write the outcome to the end of the file; it is on the disk when this returns.
+
+        Raises:
+            ValueError: it cannot be written; the file is as it was.
+        """
         content = {
             "job": describe(outcome.job),
             "runs": [dataclasses.asdict(run) for run in outcome.runs],
             "alone": None if outcome.alone is None else dataclasses.asdict(outcome.alone),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(json.dumps(content).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(content))
         self._lines[_key(content["job"])] = content
 
     def execute(self, jobs: Sequence[Job], **options: Any) -> Iterator[Outcome]:
@@ -108,11 +105,16 @@ class Store:
 def _parse(line: bytes, place: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not {"job", "runs", "alone"} <= set(content):
-        raise ValueError(f"{place} is not a finished job; choose another folder or delete the file")
+        content["job"], _found(content)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        message = f"{place} is not a finished job; name another folder, or delete the file"
+        raise ValueError(message) from error
     return content
+
+
+def _found(content: dict[str, Any]) -> tuple[list[Run], Alone | None]:
+    alone = content["alone"]
+    return [Run(**run) for run in content["runs"]], None if alone is None else Alone(**alone)
 
 
 def _key(description: dict[str, Any]) -> str:
