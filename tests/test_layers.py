@@ -18,6 +18,7 @@ EXTRAS = {
     "python/cggm/experiments/papers": {"h5py", "nibabel", "PIL", "soundfile", "transformers"},
     "python/cggm/cli.py": {"tyro"},
     "python/cggm/recorder.py": {"matplotlib"},
+    "python/cggm/model/inspection.py": {"rich"},
     "python/cggm/integrations": {"accelerate", "lightning", "transformers"},
 }
 # The rooms of python/cggm from the ground up: a room imports from those before it and from itself.
