@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cggm import CGGMOptimizerWrapper, Encoder, Policy
+from cggm import CGGMOptimizerWrapper, Encoder, Policy, UnimodalLosses
 from cggm.policies import Role
 from cggm.policies.plan import Plan, make_plan
 
@@ -21,6 +21,12 @@ BASES = {
     "fused adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
 }
+
+
+class BoundedSum(UnimodalLosses):
+    """The sum of both gradients, and steps of SGD no longer than joint training's."""
+
+    bounded = True
 
 
 class SmallModel(nn.Module):

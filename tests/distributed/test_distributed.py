@@ -17,7 +17,7 @@ from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from cggm.distributed.collectives import average_over_ranks_, mean_over_ranks
 from cggm.policies import AGM, DGL, OGMGE, FeaturePareto, MMPareto, ModalityDropout, NormEqualization
 from cggm.policies.plan import scale_targets
-from helpers import SmallModel, batches, flat, small_model
+from helpers import BoundedSum, SmallModel, batches, flat, small_model
 
 POLICIES = {
     "stable": CGGM(smoothing=0.3, lam=0.1),
@@ -26,6 +26,7 @@ POLICIES = {
     "released": CGGM.released(rho=1.0),
     "unimodal losses": UnimodalLosses(),
     "dgl": DGL(),
+    "bounded": BoundedSum(),
     "agm": AGM(),
     "ogm": OGMGE(noise=False),
     "ogm-ge": OGMGE(),
@@ -33,6 +34,7 @@ POLICIES = {
 }
 OF_ONE_RANKS_BATCH = {  # rules and draws over the rank's own samples: alike everywhere, but not the joined batch's
     "norms": NormEqualization(),
+    "bounded norms": NormEqualization(bounded=True),
     "pareto": FeaturePareto(),
     "dropout": UnimodalLosses() + ModalityDropout(p=0.3),
 }

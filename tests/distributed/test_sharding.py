@@ -13,9 +13,10 @@ from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from cggm.distributed.collectives import is_sharded
 from cggm.policies import AGM, DGL, OGMGE
 from cggm.policies.plan import scale_targets
-from helpers import batches, small_model
+from helpers import BoundedSum, batches, small_model
 
 POLICIES = {
+    "bounded": BoundedSum(),
     "stable": CGGM(smoothing=0.3),
     "rotation": CGGM(smoothing=0.3, lam=0.1),
     "paper": CGGM.paper(rho=1.0),

@@ -143,3 +143,34 @@ def test_under_torch_compile():
             optimizer.step()
         results.append(flat(model))
     torch.testing.assert_close(*results)
+
+
+def test_the_limit_by_hand():
+    state = BOUNDED.initial_state(torch.zeros(2))
+    limits = []
+    for joint in (2.0, 4.0, 100.0, 0.5, float("inf"), 3.0):
+        limit, state = BOUNDED.limit(torch.tensor(joint, dtype=torch.float64), state)
+        limits.append(limit.item())
+    # means 2, 3, then (3 + 3 + 9) / 3 = 5, then 5 + (.5 − 5) / 4 = 3.875, unchanged, and 3.875 + (3 − 3.875) / 5 = 3.7
+    assert limits == [2.0, 4.0, 15.0, 3.875, pytest.approx(3 * 3.875), 3.7]
+    assert state["steps"] == 5
+
+
+def test_a_checkpoint_of_the_rule_without_bounds_loads_and_one_with_bounds_resumes_bit_for_bit():
+    model = small_model()
+    former = wrap(model, policy=NormEqualization())
+    train(model, former, steps=2)
+    saved = copy.deepcopy((model.state_dict(), former.state_dict()))
+    model = small_model(seed=4)
+    optimizer = wrap(model, policy=BOUNDED)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    train(model, optimizer, steps=2)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, steps=2, seed=8)
+    again = small_model(seed=9)
+    resumed = wrap(again, policy=BOUNDED)
+    again.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    train(again, resumed, steps=2, seed=8)
+    assert torch.equal(flat(again), flat(model))

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ..model.classifiers import GUESSED
 from ..policies.base import State
+from .step_state import COMBINER
 
 _VALUE = "unimodal_classifier"  # a classifier parameter's own value
 _POLICY = "policy."  # prefix of the policy's tensors, in the state of the first classifier parameter
@@ -83,6 +84,9 @@ def take_entries(
         rest = {k: v for k, v in entry.items() if k != _VALUE and not k.startswith(_POLICY)}
         if rest:
             plain["state"][keys[place]] = rest
+    for name, fresh in expected.items():
+        if name.startswith(COMBINER):  # of a policy whose combiner had no state when this was saved
+            policy.setdefault(name, fresh)
     for name in sorted(expected.keys() | policy.keys()):
         saved, here = (list(state[name].shape) if name in state else None for state in (policy, expected))
         if saved != here:

@@ -75,21 +75,19 @@ class StepExecutor:
             def evaluate() -> Any:
                 loss = closure()
                 modulate(wait=False)
-                self._clip(self._shares(state))
+                self._clip(state)
                 return loss
 
             return self._step_base(state, evaluate)
         self._check_fused()
         with torch.no_grad():  # around the wrapped optimizer's own step it would be seen by hooks
             modulate(wait=True)
-            updates, shares = self._update_scale(state), self._shares(state)
-            clips = shares is not None or self._optimizer.max_norm is not None
-            if self.can_fuse(state.left_to_step or updates is not None or clips):
+            updates = self._update_scale(state)
+            if self.can_fuse(state.left_to_step or updates is not None or self._clips(state)):
                 with state.irrevocable("the fused step"):
-                    gradients = state.update.coefficients if state.left_to_step else None
-                    self._step_fused(gradients, updates, shares)
+                    self._step_fused(state, updates)
                 return None
-            self._clip(shares)
+            self._clip(state)
         return self._step_base(state, None)
 
     def _update_scale(self, state: StepState) -> Tensor | None:
@@ -107,18 +105,17 @@ class StepExecutor:
         if reason is not None:
             raise RuntimeError(f"fused=True, but this step cannot be fused: {reason}; pass fused='auto'")
 
-    def _shares(self, state: StepState) -> Tensor | None:
-        """The squared shares `[M]` of the multimodal gradient, where the step is bounded."""
+    def _clips(self, state: StepState) -> bool:
+        """Whether the gradient's norm has a limit in this step."""
         bounded = state.plan.bounds_step and state.update is not None
-        return self._model.encoders.joint_shares() if bounded else None
+        return bounded or self._optimizer.max_norm is not None
 
-    def _step_fused(self, coefficients: Tensor | None, updates: Tensor | None, shares: Tensor | None) -> None:
+    def _step_fused(self, state: StepState, updates: Tensor | None) -> None:
         """Take a step by the kernels.
 
         Args:
-            coefficients: `[M]`, which multiply the gradients; None where they have been multiplied already.
+            state: its coefficients multiply the gradients if they have been left to the step.
             updates: `[M]`, which multiply the updates.
-            shares: `[M]`, as `_clip_factor` takes them.
         """
         owner = self._owner()
         modalities = len(self._model.encoders.names)
@@ -128,11 +125,12 @@ class StepExecutor:
         ) -> Tensor | None:  # [M + 1], the last entry for the rest of the model
             return None if scale is None else torch.cat([scale, scale.new_ones(1)])
 
-        grad_scale, update_scale = extended(coefficients), extended(updates)
-        if shares is not None or self._optimizer.max_norm is not None:
+        gradients = state.update.coefficients if state.left_to_step else None
+        grad_scale, update_scale = extended(gradients), extended(updates)
+        if self._clips(state):
             squared = self._squared_norms()
             grad_scale = torch.ones_like(squared) if grad_scale is None else grad_scale.to(squared)
-            grad_scale = grad_scale * self._clip_factor(squared * grad_scale.square(), shares)
+            grad_scale = grad_scale * self._clip_factor(state, squared * grad_scale.square())
 
         def modulate(parameters: list[Tensor]) -> Modulation:
             if grad_scale is None and update_scale is None:
@@ -165,11 +163,11 @@ class StepExecutor:
                 if updates is not None:
                     scaling.apply(updates)
 
-    def _clip(self, shares: Tensor | None) -> None:
+    def _clip(self, state: StepState) -> None:
         """Clip the model's gradients in place, as the fused step does it on the way."""
         clipped = [p.grad for p in self._clipped()]
-        if clipped and (shares is not None or self._optimizer.max_norm is not None):
-            factor = self._clip_factor(self._squared_norms(), shares)
+        if clipped and self._clips(state):
+            factor = self._clip_factor(state, self._squared_norms())
             for gradients, _ in by_place((local(g), 0, ()) for g in clipped).values():
                 foreach_mul_(gradients, factor.to(gradients[0].device))
 
@@ -188,21 +186,23 @@ class StepExecutor:
         ones = torch.ones(rest + 1, dtype=torch.float32, device=device)
         return gradient_norms(parameters, ones).double().square()
 
-    def _clip_factor(self, squared: Tensor, shares: Tensor | None) -> Tensor:
+    def _clip_factor(self, state: StepState, squared: Tensor) -> Tensor:
         """What the model's gradient is multiplied by, at most 1: the smaller of two limits wins, applied once.
 
+        The limits are `max_norm`, and what the combiner makes of the norm that joint training's gradient would have.
+
         Args:
+            state: of the step.
             squared: `[M + 1]`, squared norms of the encoders' gradients and of the rest of the model's.
-            shares: `[M]`, squared shares of the multimodal gradient in them: the gradient gets no longer than it
-                would be with the multimodal gradient alone. None for no such limit.
         """
-        total = squared.sum()
-        factor = torch.ones_like(total)
-        if shares is not None:
-            joint = (squared * torch.cat([shares.to(squared), squared.new_ones(1)])).sum()
-            factor = (joint / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt()
+        norm = squared.sum().sqrt()
+        factor = torch.ones_like(norm)
+        if state.plan.bounds_step and state.update is not None:
+            shares = self._model.encoders.joint_shares().to(squared)
+            joint = (squared * torch.cat([shares, squared.new_ones(1)])).sum().sqrt()
+            factor = state.limit(joint) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         if self._optimizer.max_norm is not None:
-            factor = torch.minimum(factor, self._optimizer.max_norm / (total.sqrt() + 1e-6))
+            factor = torch.minimum(factor, self._optimizer.max_norm / (norm + 1e-6))
         return factor.clamp(max=1.0).float()
 
     def _owner(self) -> dict[int, int]:

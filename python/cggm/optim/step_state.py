@@ -14,7 +14,8 @@ from ..policies.plan import Plan
 from ..torch_private import foreach_copy_
 
 Part = tuple[Tensor, int]  # scores [R, M], means over so many samples
-_DROPOUT = "dropout."  # prefix of the dropout role's state
+#: Prefixes of the roles' states; the coefficients' has none.
+COMBINER, DROPOUT = "combiner.", "dropout."
 
 
 class StepState:
@@ -138,13 +139,20 @@ class StepState:
             ones = torch.ones_like(scores[0])
             update = CoefficientUpdate(ones, ones, state)
         else:
-            own = {k: v for k, v in state.items() if not k.startswith(_DROPOUT)}
+            others = {k: v for k, v in state.items() if k.startswith((DROPOUT, COMBINER))}
+            own = {k: v for k, v in state.items() if k not in others}
             update = coefficients.balance(next(rows), own)
+            update = update._replace(state={**update.state, **others}) if others else update
         if dropout is not None and dropout.adaptive:
-            own = {k.removeprefix(_DROPOUT): v for k, v in state.items() if k.startswith(_DROPOUT)}
-            self.rates, own = dropout.update(next(rows), own)
-            update = update._replace(state=update.state | {_DROPOUT + k: v for k, v in own.items()})
+            self.rates, own = dropout.update(next(rows), _part(state, DROPOUT))
+            update = update._replace(state=update.state | {DROPOUT + k: v for k, v in own.items()})
         self.update = update
+
+    def limit(self, joint: Tensor) -> Tensor:
+        """The combiner's limit of the gradient's norm, from joint training's `[]`; its state is remembered."""
+        limit, own = self.plan.combiner.limit(joint, _part(self.update.state, COMBINER))
+        self.remember({COMBINER + k: v for k, v in own.items()})
+        return limit
 
 
 def initial_state(plan: Plan, scores: Tensor) -> State:
@@ -152,9 +160,16 @@ def initial_state(plan: Plan, scores: Tensor) -> State:
     state: State = {}
     if plan.coefficients is not None:
         state |= plan.coefficients.initial_state(scores)
+    if plan.bounds_step:
+        state |= {COMBINER + k: v for k, v in plan.combiner.initial_state(scores).items()}
     if plan.dropout is not None:
-        state |= {_DROPOUT + k: v for k, v in plan.dropout.initial_state(scores).items()}
+        state |= {DROPOUT + k: v for k, v in plan.dropout.initial_state(scores).items()}
     return state
+
+
+def _part(state: State, prefix: str) -> State:
+    """The state of one role."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _together(parts: Sequence[Part]) -> Part:

@@ -107,7 +107,7 @@ class Combiner(Role):
     #: Where the two gradients are combined: at the encoder's output by `combine`, or at its parameters with
     #: `combination_weights`.
     combine_at: ClassVar[Literal["features", "parameters"]] = "features"
-    #: Whether a step of an optimizer that is linear in the gradient is kept as short as joint training's would be.
+    #: Whether `limit` bounds the steps of an optimizer that is linear in the gradient.
     bounded: ClassVar[bool] = False
 
     def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
@@ -121,6 +121,15 @@ class Combiner(Role):
             unimodal: gradient of the unimodal loss there, the same shape.
         """
         raise NotImplementedError
+
+    def limit(self, joint: Tensor, state: State) -> tuple[Tensor, State]:
+        """The norm that the model's gradient may have in this step, and the new state; asked where `bounded`.
+
+        Args:
+            joint: 0-dimensional float64, the norm that joint training's own gradient has at these weights.
+            state: as `initial_state` made it, or the last step returned it.
+        """
+        return joint, state
 
     def combination_weights(self, gram: Tensor) -> Tensor:
         """Weights `[S, M, 2]` of the multimodal and the unimodal gradient of each of M encoders' S tensors.
