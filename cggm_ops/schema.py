@@ -1,4 +1,4 @@
-"""The operators in `torch.ops.cggm_ops`: schemas, fakes, definitions and autograd, and the calls of the public functions.
+"""The operators in `torch.ops.cggm_ops`: schemas, fakes, definitions and autograd, and how they are called.
 
 The schemas are here and not in C++, so that everything works without the compiled extension. It only adds
 implementations for the dispatch keys CPU and CUDA.
