@@ -1,4 +1,4 @@
-"""Gradients laid out in buffers: what it costs a step, and what it saves whoever works on all gradients at once."""
+"""Gradients in flat buffers: their cost in a step, and what they save an operation on all gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=1e-5, momentum=0.9),
     "RMSprop": lambda p: torch.optim.RMSprop(
         p, lr=1e-5
-    ),  # not fused: the coefficients need a pass of their own
+    ),  # has no fused step: the coefficients take a pass over memory
 }
 shapes = pytest.mark.parametrize(("width", "depth"), [(16, 250), (64, 50), (512, 10), (1024, 10)])
 
@@ -42,7 +42,7 @@ def wrapped(make, width, depth, flatten):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @shapes
 def test_step_with_buffers(benchmark, name, width, depth):
-    """The ratios are those of other steps to one with buffers that are zeroed."""
+    """Compare with a step whose buffers are zeroed."""
 
     def step(flatten, set_to_none):
         _, optimizer, backward = wrapped(OPTIMIZERS[name], width, depth, flatten)
@@ -59,7 +59,7 @@ def test_step_with_buffers(benchmark, name, width, depth):
 
 @shapes
 def test_norm_of_all_gradients(benchmark, width, depth):
-    """The ratio is that of torch's list of norms to the norm of the buffer."""
+    """Compare the norm of the buffer with torch's norm of a list."""
     model, optimizer, backward = wrapped(OPTIMIZERS["SGD"], width, depth, flatten=True)
     backward(set_to_none=True)
     (buffer,) = optimizer.gradient_buffers

@@ -104,7 +104,7 @@ def test_encoder(benchmark, dtype, name, tensors, elements):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_compiled_definition(benchmark, monkeypatch, name):
-    """2.5 million elements in 10 tensors, which compile in seconds; without the checks, which no graph can hold."""
+    """2.5 million elements in 10 tensors compile in seconds. The checks, which cannot be compiled, are left out."""
     for module in (reference.modulation, reference.segments, reference.optimizers):
         for check in [found for found in vars(module) if found.startswith("check_")]:
             monkeypatch.setattr(module, check, lambda *_: None)

@@ -1,4 +1,4 @@
-"""What a training step costs with each policy, as a multiple of a step of joint training on the same batch."""
+"""The time of a training step with each policy, as a multiple of a joint step on the same batch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cggm.experiments.training.methods import METHODS
 
 SMALL = ("unimodal", "dropout", "default", "cggm", "norm-equalization", "feature-pareto", "mmpareto")
 LARGE = ("default", "cggm", "mmpareto")
-LEARNING_RATE = 1e-5  # the weights stay about where they began, however often a step is timed
+LEARNING_RATE = 1e-5  # so small that the weights hardly change while a step is timed
 
 
 class ResNetPair(nn.Module):
-    """Two ResNet-18s, their pooled features concatenated, a head."""
+    """Two ResNet-18s whose pooled features are concatenated for a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Pooled(nn.Module):
 
 
 def steps(model, classifiers, encoders, batch, optimizer, names):
-    """Method -> one training step of a copy of the model."""
+    """Return one training step on a copy of the model for each method."""
 
     def start(name):
         own = copy.deepcopy(classifiers)
@@ -72,7 +72,7 @@ def steps(model, classifiers, encoders, batch, optimizer, names):
 
 
 def by_hand(model, classifiers, encoders, batch, optimizer):
-    """A step with the unimodal losses as one would write them without this library."""
+    """Return a step with unimodal losses written without this library."""
     model, own = copy.deepcopy(model), nn.ModuleDict(copy.deepcopy(classifiers))
     stepped = OPTIMIZERS[optimizer]([*model.parameters(), *own.parameters()], LEARNING_RATE)
     features = {}
@@ -100,7 +100,7 @@ def ratios_to_joint(benchmark, alternatives, rounds):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dataset", ["avdigits", "uci", "watch"])
 def test_price_on_a_small_model(benchmark, dataset, optimizer):
-    """The ratios are those of the policies' steps to joint training's, on the model and data of `cggm compare`."""
+    """Compare with joint training, on the model and data of `cggm compare`."""
     experiment = DATASETS[dataset]()
     torch.manual_seed(0)
     model = experiment.model()
@@ -114,7 +114,7 @@ def test_price_on_a_small_model(benchmark, dataset, optimizer):
 
 
 def test_price_on_a_pair_of_resnets(benchmark):
-    """The same on two ResNet-18s, batches of 8 pairs of 64 x 64 pixels, SGD."""
+    """Compare with joint training, on two ResNet-18s with SGD and batches of 8 pairs of 64 x 64 pixels."""
     torch.manual_seed(0)
     model = ResNetPair()
     encoders = {name: f"encoders.{name}" for name in model.encoders}

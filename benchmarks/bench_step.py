@@ -1,4 +1,4 @@
-"""Whole training steps: joint, balanced, and balanced the way the released scripts do it."""
+"""Whole training steps: joint, balanced, and balanced like the released scripts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def balanced(make, apply, *shape):
 
 
 def scripted(make, *shape):
-    """The structure of the released scripts: scores on the host, a loop over parameters; the wrapper's classifiers."""
+    """Return a step like those of the released scripts: scores on the host, and a loop over parameters."""
     model, inputs, target = setup(*shape)
     width = model.head.in_features // len(inputs)
     classifiers = nn.ModuleList(UnimodalClassifier(width, model.head) for _ in inputs)
@@ -98,7 +98,7 @@ def scripted(make, *shape):
     ("width", "depth", "modalities"), [(64, 4, 2), (16, 50, 2), (64, 4, 16), (512, 4, 2)]
 )
 def test_step(benchmark, name, width, depth, modalities):
-    """The ratios are those of other steps to the wrapper's with apply="gradient"."""
+    """Compare with the wrapper's step with apply="gradient"."""
     make, shape = OPTIMIZERS[name], (width, depth, modalities)
     compare(
         benchmark,
@@ -116,7 +116,7 @@ def test_step(benchmark, name, width, depth, modalities):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("apply", ["feature", "gradient", "update"])
 def test_host_time_of_the_optimizer_step(benchmark, name, apply):
-    """200 tiny tensors: what step() costs the host beside the wrapped optimizer's own step on the same gradients."""
+    """Compare step() with the wrapped optimizer's own step on the same gradients, in 200 tiny tensors."""
     model, inputs, target = setup(8, 50)
     names = {"a": "encoders.0", "b": "encoders.1"}
     optimizer = CGGMOptimizerWrapper(
@@ -133,7 +133,7 @@ def test_host_time_of_the_optimizer_step(benchmark, name, apply):
     kept = dict(vars(optimizer._state))
 
     def step():
-        vars(optimizer._state).update(kept)  # the same pending step again: gradients are still there
+        vars(optimizer._state).update(kept)  # repeat the same pending step; the gradients are still there
         optimizer.step()
 
     compare(benchmark, step, {"the base's own step": optimizer.base.step})
@@ -142,9 +142,9 @@ def test_host_time_of_the_optimizer_step(benchmark, name, apply):
 @pytest.mark.parametrize("policy", [CGGM(), UnimodalLosses()], ids=repr)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_own_host_time(benchmark, name, policy):
-    """200 tiny tensors: backward of the classifiers' losses and step, by the wrapper and by hand without balancing.
+    """Compare the wrapper with unbalanced code written by hand, from the features on, in 200 tiny tensors.
 
-    From the features on, whose gradients stop there: what is left is the same work with `balance()` and without.
+    The encoders run in neither, so that the difference is the cost of `balance()`.
     """
     model, inputs, target = setup(8, 50)
     names = {"a": "encoders.0", "b": "encoders.1"}
@@ -152,7 +152,7 @@ def test_own_host_time(benchmark, name, policy):
         OPTIMIZERS[name](model.parameters()), model, encoders=names, head="head", policy=policy
     )
     optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
-    optimizer.step()  # from here on the policy has a state
+    optimizer.step()  # now the policy has a state
     features = [e(x).detach().requires_grad_() for e, x in zip(model.encoders, inputs, strict=True)]
     used = [f.detach() for f in features] if policy.detach_features else features
     captures = optimizer._model.modalities.captures
@@ -184,7 +184,7 @@ def test_own_host_time(benchmark, name, policy):
 @pytest.mark.parametrize("apply", ["feature", "gradient"])
 @pytest.mark.parametrize(("width", "depth"), [(16, 50), (256, 10), (512, 10)])
 def test_modulation_alone(benchmark, apply, width, depth):
-    """Coefficients and their application, against the loop over parameters with the host's reads in it."""
+    """Compare the application of coefficients with a loop over parameters that reads them on the host."""
     model, _, _ = setup(width, depth)
     coefficients, owned = torch.tensor([0.99999, 1.00001]), []
     for index, encoder in enumerate(model.encoders):

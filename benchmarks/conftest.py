@@ -1,4 +1,4 @@
-"""Collects bench_*.py and prints one table of everything that was compared."""
+"""Collects bench_*.py and prints a table of all comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collect_file(file_path, parent):
-    # A file named on the command line is collected by pytest itself, whatever its name.
+    # pytest itself collects a file that is named on the command line.
     named = parent.session.isinitpath(file_path)
     if file_path.suffix == ".py" and file_path.name.startswith("bench_") and not named:
         return pytest.Module.from_parent(parent, path=file_path)

@@ -1,7 +1,7 @@
-"""Times named alternatives against each other in one run, interleaved, and keeps the figures with pytest-benchmark.
+"""Times alternatives in one run, interleaved, and stores the figures with pytest-benchmark.
 
-Clocks and neighbours change from second to second; alternatives that take turns within milliseconds share their
-luck, and the ratio of two that ran side by side is steadier than either time.
+Clock rates and other load change from second to second. Alternatives that take turns within milliseconds are affected
+alike, so that the ratio of their times is steadier than either time.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ Alternative = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call over all rounds, in the order they ran."""
+    """Seconds per call in each round, in order."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Seconds per call in the middle round."""
+        """Return the median of the seconds per call."""
         return statistics.median(self.seconds)
 
     def ratio(self, other: Timing) -> float:
-        """How many times as long this one takes as `other`: the median over rounds run side by side."""
+        """Return how many times as long this one takes as `other`: the median over rounds."""
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
 def interleave(
     alternatives: Mapping[str, Alternative], *, rounds: int = 21, seconds: float = 2e-3, warmup: int = 3
 ) -> dict[str, Timing]:
-    """Time every alternative `rounds` times, taking turns, without Python's garbage collection in between.
+    """Time every alternative `rounds` times, taking turns, without garbage collection.
 
     Args:
-        alternatives: what to call, by name. On a GPU a call may return before its work is done.
-        rounds: how often each has its turn; positive.
+        alternatives: functions by name. On a GPU they may return before their work is done.
+        rounds: turns of each alternative; positive.
         seconds: the least time of a turn, reached by repeating short calls.
-        warmup: untimed calls of each before the first round.
+        warmup: untimed calls of each alternative before the first round.
     """
     repeats = {}
     for name, call in alternatives.items():
@@ -53,7 +53,7 @@ def interleave(
         repeats[name] = max(1, round(seconds / _time(call, 1)))
     taken: dict[str, list[float]] = {name: [] for name in alternatives}
     gc.collect()
-    gc.disable()  # it takes the longer, the more some other benchmark has imported
+    gc.disable()  # its time depends on what other benchmarks have imported
     try:
         for _ in range(rounds):
             for name, call in alternatives.items():
@@ -73,7 +73,7 @@ def _time(call: Alternative, repeats: int) -> float:
 
 
 def _now() -> float:
-    """Seconds; of one thread's own work where there is but one, so that waiting for a core does not count."""
+    """Return seconds; with a single thread, those of its own work, so that waiting for a core does not count."""
     alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.thread_time() if alone else time.perf_counter()
 
@@ -84,7 +84,7 @@ def _wait() -> None:
 
 
 def random_tensor(elements: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
-    """Normal numbers, a million of them over and over: drawing a hundred million takes longer than timing them."""
+    """Return normal numbers, a repeated million: drawing a hundred million would take longer than timing them."""
     filled = torch.empty(elements, dtype=dtype, device=device)
     block = torch.randn(min(elements, 1_000_000), device=device).to(dtype)
     for part in filled.split(1_000_000):
@@ -94,11 +94,11 @@ def random_tensor(elements: int, dtype: torch.dtype = torch.float32, device: str
 
 @dataclass(frozen=True)
 class Memory:
-    """The bytes that an alternative must move at the least.
+    """The bytes that an alternative must at least move.
 
     Attributes:
         read: bytes read.
-        written: bytes written; the bound is then an update in place, else a sum.
+        written: bytes written. The memory bound is an update in place, or a sum if this is 0.
     """
 
     read: int
@@ -106,11 +106,11 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes read and written."""
+        """Return the bytes read and written."""
         return self.read + self.written
 
     def bound(self, device: str = "cpu") -> Alternative:
-        """Plain PyTorch moving as many bytes in one flat float32 buffer: the measured memory bound at this size."""
+        """Return a function that moves as many bytes in one flat float32 buffer: the measured memory bound."""
         flat = random_tensor(max(1, self.read // 4), device=device)
         if self.written:
             return lambda: flat.mul_(0.9999999)
@@ -118,7 +118,7 @@ class Memory:
 
 
 def few_rounds(elements: int) -> int:
-    """Turns that a case is worth: the larger it is, the steadier and the dearer."""
+    """Return the number of rounds: larger cases are slower, and steadier."""
     return 21 if elements < 1_000_000 else 11 if elements < 10_000_000 else 7 if elements < 50_000_000 else 3
 
 
@@ -131,18 +131,18 @@ def compare(
     rounds: int = 21,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Interleave `ours` with `others` and record it all in `benchmark.extra_info`; return the ratios.
+    """Time `ours` and `others` interleaved, record the figures in `benchmark.extra_info`, and return the ratios.
 
-    Recorded: `ms` of each alternative, `ratio` of each to ours (above 1: ours is faster), and with `memory` also
-    `gb_per_s` of ours from counted bytes and `percent_of_bound`, the share of the measured memory bound's speed.
+    Recorded are `ms` of each alternative, its `ratio` to ours (above 1: ours is faster), and with `memory` also
+    `gb_per_s` of ours and `percent_of_bound`, its share of the speed of the memory bound.
 
     Args:
-        benchmark: the fixture of pytest-benchmark; its own statistics are of `ours` alone.
+        benchmark: the fixture of pytest-benchmark; its own statistics are those of `ours`.
         ours: the alternative that the others are compared with.
         others: what a user would otherwise write, by name.
-        memory: the bytes `ours` must move.
-        rounds: turns of each alternative; up to five are for calls so long that one warms up.
-        device: where the memory bound is measured.
+        memory: the bytes that `ours` must move.
+        rounds: turns of each alternative; with at most five there is only one warm-up call.
+        device: the device of the memory bound.
     """
     alternatives = {"ours": ours, **others}
     if memory is not None:

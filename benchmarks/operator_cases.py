@@ -1,6 +1,6 @@
-"""Every operator as one call: its inputs, its definition, what a user would otherwise write, and the bytes it moves.
+"""The registry of operator calls: inputs, our call, the definition, what a user would otherwise write, bytes moved.
 
-The benchmarks, the GPU program and the checks of the kernels (tests/ops/kernel_checks.py) all build their calls here.
+The benchmarks, the GPU program and the checks of the kernels (tests/ops/kernel_checks.py) take their calls from here.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Case:
     """The inputs of an operator.
 
     Attributes:
-        sizes: the elements of each tensor of a list; of the head gradients for `batched_cosine`, the first alone.
-        modalities: how many there are.
-        dtype: of the tensors.
-        device: of the tensors.
-        unowned: whether every (M + 1)-th tensor, the first included, belongs to no modality.
-        draw: makes a tensor of a size, dtype and device.
+        sizes: the elements of each tensor of a list; `batched_cosine` uses the first for its head gradients.
+        modalities: the number of modalities, M.
+        dtype: the dtype of the tensors.
+        device: the device of the tensors.
+        unowned: whether every (M + 1)-th tensor, starting with the first, belongs to no modality.
+        draw: makes a tensor of a given size, dtype and device.
     """
 
     sizes: tuple[int, ...]
@@ -59,7 +59,7 @@ class Case:
         return [[self.draw(size, self.dtype, self.device) for size in self.sizes] for _ in range(count)]
 
     def head(self, size: int) -> list[Tensor]:
-        """Draw the gradient of the fusion's head, and one per modality."""
+        """Draw the head gradient of the fusion and that of each modality."""
         return [self.draw(size, self.dtype, self.device).reshape(-1) for _ in range(self.modalities + 1)]
 
     def owner(self) -> list[int]:
@@ -68,7 +68,7 @@ class Case:
         return [index % classes - self.unowned for index in range(len(self.sizes))]
 
     def coefficients(self) -> Tensor:
-        """Return coefficients close to one; exactly one would be skipped."""
+        """Return coefficients close to one; exactly one would be skipped by the kernels."""
         return torch.linspace(0.99998, 1.00002, self.modalities, device=self.device) + 1e-6
 
     def modulation(self) -> Modulation:
@@ -82,9 +82,9 @@ class Call:
 
     Attributes:
         operator: its name in `torch.ops.cggm_ops` and in `cggm_ops.reference`.
-        arguments: as that operator takes them.
+        arguments: the arguments of that operator.
         ours: calls the public function on the same tensors.
-        others: what a user would otherwise write, by name; names with "loop" loop over parameters.
+        others: what a user would otherwise write, by name; those with "loop" in their name loop over parameters.
         changed: the lists of tensors that the operator changes.
         read: the lists of tensors that it reads.
     """
@@ -108,7 +108,7 @@ class Call:
 
 
 def _norm_loop(grads: list[Tensor], factors: list[float]) -> list[Tensor]:
-    """As released scripts do: one parameter after the other, with the norms that clipping would take."""
+    """Scale parameter by parameter, as released scripts do, with the norms that clipping needs."""
     return [grad.mul_(factor).norm() for grad, factor in zip(grads, factors, strict=True)]
 
 
@@ -122,19 +122,19 @@ def _cosines(fusion: Tensor, unimodal: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _cosines_by_dot(fusion: Tensor, unimodal: Sequence[Tensor]) -> list[Tensor]:
-    """The norm of fusion is taken once."""
+    """Compute the norm of fusion only once."""
     norm = torch.dot(fusion, fusion)
     return [torch.dot(fusion, row) / (norm * torch.dot(row, row)).sqrt() for row in unimodal]
 
 
 def _factors(owner: Sequence[int], coefficients: Tensor) -> list[float]:
-    """The coefficient of each tensor, on the host."""
+    """Return the coefficient of each tensor as a Python number."""
     numbers = [*coefficients.tolist(), 1.0]
     return [numbers[modality] for modality in owner]
 
 
 def scale(case: Case, coefficients: Tensor | None = None) -> Call:
-    """scale_ with its norms."""
+    """Make a call of scale_."""
     (grads,) = case.lists(1)
     owner = case.owner()
     coefficients = case.coefficients() if coefficients is None else coefficients
@@ -149,7 +149,7 @@ def scale(case: Case, coefficients: Tensor | None = None) -> Call:
 
 
 def modulate(case: Case, head: int = HEAD, head_dtype: torch.dtype | None = None) -> Call:
-    """modulate_ with a head of some elements."""
+    """Make a call of modulate_ with head gradients of `head` elements."""
     (grads,) = case.lists(1)
     owner, coefficients = case.owner(), case.coefficients()
     factors = _factors(owner, coefficients)
@@ -168,7 +168,7 @@ def modulate(case: Case, head: int = HEAD, head_dtype: torch.dtype | None = None
 
 
 def cosine(case: Case) -> Call:
-    """batched_cosine: one row per modality and the fusion's."""
+    """Make a call of batched_cosine."""
     fusion, *unimodal = case.head(case.sizes[0])
     others = {
         "F.cosine_similarity": lambda: _cosines(fusion, unimodal),
@@ -179,11 +179,11 @@ def cosine(case: Case) -> Call:
 
 
 def gram(case: Case, count: int = 2) -> Call:
-    """segment_gram of some sets."""
+    """Make a call of segment_gram."""
     sets = case.lists(count)
 
     def dots() -> list[Tensor]:
-        """All K² of them, as MMPareto's released script takes them."""
+        """Return all K² dot products, as MMPareto's released script computes them."""
         return [torch.dot(a, b) for one in sets for other in sets for a, b in zip(one, other, strict=True)]
 
     ours = lambda: cggm_ops.segment_gram(sets)  # noqa: E731
@@ -191,7 +191,7 @@ def gram(case: Case, count: int = 2) -> Call:
 
 
 def combine(case: Case, count: int = 2, weights: Tensor | None = None) -> Call:
-    """segment_combine_ of some sets; the alternatives are for two."""
+    """Make a call of segment_combine_; the alternatives work with two sets."""
     sets = case.lists(count)
     if weights is None:
         weights = torch.tensor([[0.6, 0.4]], device=case.device).repeat(len(case.sizes), 1)
@@ -216,7 +216,7 @@ def adamw(
     modulation: Modulation | None = None,
     steps: list[Tensor] | None = None,
 ) -> Call:
-    """adamw_ with modulation, against torch's fused AdamW without any, and after a scaling."""
+    """Make a call of adamw_ with modulation; the alternatives are torch's fused AdamW without and after scaling."""
     params, grads, exp_avgs, exp_avg_sqs = case.lists(4)
     for tensor in exp_avg_sqs:
         tensor.abs_()
@@ -256,7 +256,7 @@ def sgd(
     modulation: Modulation | None = None,
     first: bool = False,
 ) -> Call:
-    """sgd_ with modulation, against torch's fused SGD without any, and after a scaling."""
+    """Make a call of sgd_ with modulation; the alternatives are torch's SGD without and after scaling."""
     params, grads, *rest = case.lists(3 if settings.momentum else 2)
     buffers = rest[0] if settings.momentum else []
     modulation = case.modulation() if modulation is None else modulation
@@ -286,12 +286,12 @@ def _scales(modulation: Modulation) -> tuple[list[int], Tensor | None, Tensor | 
 
 
 def _scaled_first(case: Case, grads: list[Tensor], kind: str, step: Alternative) -> dict[str, Alternative]:
-    """A step without modulation, and after scaling the gradients in one call or in a loop."""
+    """Return a step without modulation, and after scaling the gradients by foreach and in a loop."""
     owner, coefficients = case.owner(), case.coefficients()
     factors = _factors(owner, coefficients)
 
     def loop() -> None:
-        """As released scripts do: every tensor with a coefficient that the host reads."""
+        """Scale tensor by tensor with coefficients read on the host, as released scripts do."""
         for grad, modality in zip(grads, owner, strict=True):
             grad *= coefficients[modality].item()
         step()
@@ -305,7 +305,7 @@ def _scaled_first(case: Case, grads: list[Tensor], kind: str, step: Alternative)
 
 @dataclass(frozen=True)
 class Operator:
-    """How to make a call, and how many lists of tensors it takes, given the modalities."""
+    """A function that makes a call, and the number of lists of tensors that it draws for M modalities."""
 
     make: Callable[..., Call]
     lists: Callable[[int], int] = lambda modalities: 1

@@ -1,4 +1,4 @@
-"""Which implementation of the operators is in use, chosen once per device type at import, and why."""
+"""The implementation of the operators, chosen at import for each type of device."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from torch import Tensor
 
 from cggm_ops import schema
 
-# Beside this file, and nowhere else: an editable installation in the same environment may offer another one.
+# Only beside this file: an editable installation in the same environment may have another extension.
 if importlib.machinery.PathFinder.find_spec("cggm_ops._C", [os.path.dirname(__file__)]) is None:
     _extension = None
     _reason = (
-        "the compiled extension is not there: no C++ compiler, or no Python headers (Debian's python3-dev), were found "
-        "at installation. Install them and run `pip install --no-build-isolation --force-reinstall --no-deps` on the "
+        "the compiled extension is missing: the installation found no C++ compiler or no Python headers (Debian's "
+        "python3-dev). Install them, then run `pip install --no-build-isolation --force-reinstall --no-deps` on the "
         "sources again"
     )
 else:
-    # An extension that is there but cannot be loaded raises: nothing falls back silently.
+    # An extension that cannot be loaded raises an error: there is no silent fallback.
     from cggm_ops import _C as _extension
 
     _reason = None
 
 
-#: The operators that have Triton kernels. The reference serves the others where Triton is in use.
+#: The operators that have Triton kernels. With the Triton backend the reference serves the others.
 TRITON_OPERATORS = ("adamw_", "batched_cosine", "batched_cosine_backward", "modulate_", "scale_")
 
 _has_triton = importlib.util.find_spec("triton") is not None
@@ -60,15 +60,15 @@ def backend(device: str | torch.device = "cpu") -> str:
 
 @contextlib.contextmanager
 def use_backend(name: Literal["reference", "triton", "compiled"]) -> Iterator[None]:
-    """Force one implementation of all operators, for tests and benchmarks: in all threads, until the block ends.
+    """Force one implementation of all operators in all threads until the block ends, for tests and benchmarks.
 
     Args:
-        name: "compiled" and "reference" serve CPU and CUDA tensors alike. "triton" serves CUDA tensors; it serves
-            CPU tensors, too, in a process that was started with the environment variable TRITON_INTERPRET=1.
+        name: "compiled" and "reference" serve CPU and CUDA tensors. "triton" serves CUDA tensors, and CPU tensors
+            in a process that was started with the environment variable TRITON_INTERPRET=1.
 
     Raises:
-        ValueError: `name` is none of the three.
-        RuntimeError: the implementation is not installed, or another one is being forced.
+        ValueError: `name` is not one of the three.
+        RuntimeError: the implementation is not installed, or a block that forces one has not ended.
 
     Example:
         >>> with use_backend("reference"):
@@ -78,7 +78,7 @@ def use_backend(name: Literal["reference", "triton", "compiled"]) -> Iterator[No
     if name not in ("reference", "triton", "compiled"):
         raise ValueError(f'name must be "reference", "triton" or "compiled", found {name!r}')
     if _forced:
-        raise RuntimeError("a backend is being forced already: end that block first")
+        raise RuntimeError("another use_backend block is active: end it first")
     kinds = _kinds(name)
     library = torch.library.Library(schema.NAMESPACE, "IMPL")
     try:
@@ -93,7 +93,7 @@ def use_backend(name: Literal["reference", "triton", "compiled"]) -> Iterator[No
 
 
 def _kinds(name: str) -> list[str]:
-    """Types of devices that a forced implementation serves."""
+    """Return the types of devices that a forced implementation serves."""
     if name == "compiled":
         if _extension is None:
             raise RuntimeError(f"there are no compiled kernels: {_reason}")
@@ -113,22 +113,22 @@ def _default(kind: str) -> str:
 
 
 def _register(library: torch.library.Library, name: str, kind: str) -> None:
-    """Put an implementation in Python in the place of the one for a type of device."""
+    """Register an implementation in Python for a type of device, in place of the present one."""
     for op, definition in schema.DEFINITIONS.items():
         function = _in_triton(op) if name == "triton" and op in TRITON_OPERATORS else definition
-        with warnings.catch_warnings():  # replacing what is there is the purpose
+        with warnings.catch_warnings():  # overriding is intended
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
-            library.impl(op, function, kind.upper(), allow_override=True)  # torch 2.11 refuses it else
+            library.impl(op, function, kind.upper(), allow_override=True)  # torch 2.11 refuses without
 
 
 def _in_triton(op: str) -> Callable[..., Any]:
-    """One operator in Triton, which is imported when the operator is first called."""
+    """Return one operator in Triton, which is imported at the first call."""
 
     def call(first: Tensor | Sequence[Tensor], *others: Any) -> Any:
         from cggm_ops import triton
 
         tensor = first if isinstance(first, Tensor) else next(iter(first), None)
-        # Triton launches on the current device.
+        # Triton launches on the current device, which need not be the tensor's.
         here = contextlib.nullcontext() if tensor is None else torch.cuda.device_of(tensor)
         with here:
             return getattr(triton, op)(first, *others)
@@ -140,8 +140,8 @@ def build_info() -> dict[str, object] | None:
     """Describe the compiled extension, or return None where there is none.
 
     Returns:
-        `compiler`, `isa` (the instruction set chosen on this machine), `openmp` (whether torch's thread pool, which the
-        kernels use, is OpenMP's), `cuda` (the toolkit's version or None) and `cuda_architectures` (or None).
+        `compiler`; `isa`, the instruction set chosen on this machine; `openmp`, whether torch's thread pool, which the
+        kernels use, is OpenMP's; `cuda`, the toolkit's version or None; and `cuda_architectures`, or None.
 
     Example:
         >>> (build_info() is None) == (missing_reason() is not None)
@@ -153,7 +153,7 @@ def build_info() -> dict[str, object] | None:
 
 
 def missing_reason() -> str | None:
-    """Say why there is no compiled extension and how to get it; None where there is one.
+    """Say why there is no compiled extension and how to get it; return None if there is one.
 
     Example:
         >>> reason = missing_reason()

@@ -1,6 +1,6 @@
-"""Schemas, fakes, definitions and autograd of the operators in `torch.ops.cggm_ops`, and how they are called.
+"""The operators in `torch.ops.cggm_ops`: schemas, fakes, definitions and autograd, and how they are called.
 
-The schemas are defined here and not in C++, so that everything works without the compiled extension, which only adds
+The schemas are here and not in C++, so that everything works without the compiled extension. It only adds
 implementations for the dispatch keys CPU and CUDA.
 """
 
@@ -37,7 +37,7 @@ def serving(op: Any, tensors: Sequence[Tensor]) -> Callable[..., Any]:
 
 
 def mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
-    """Call an operator that changes its first argument without its autograd layer, whose work is done here.
+    """Call an operator that changes its first argument; do the work of its autograd layer here, which costs less.
 
     Args:
         op: the operator's overload.
@@ -51,7 +51,7 @@ def mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
 
 
 def _change(call: Callable[..., Any], changed: Mapping[str, Sequence[Tensor]], *arguments: Any) -> Any:
-    """Refuse to change tensors that autograd follows, call, and count the change in the tensors' versions."""
+    """Refuse tensors that autograd follows, call, and increment the versions of the changed tensors."""
     for name, tensors in changed.items():
         if torch.is_grad_enabled() and torch._C._any_requires_grad(tensors):
             raise RuntimeError(
@@ -60,7 +60,7 @@ def _change(call: Callable[..., Any], changed: Mapping[str, Sequence[Tensor]], *
             )
     with torch._C._AutoDispatchBelowADInplaceOrView():
         result = call(*arguments)
-    for tensors in changed.values():  # only now: a refused call has changed nothing
+    for tensors in changed.values():  # after the call: one that is refused changes nothing
         torch.autograd.graph.increment_version(tensors)
     return result
 
@@ -99,7 +99,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, list[None]]:
     fusion, products, *unimodal = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True: plain operations, which autograd follows once more
+    if torch.is_grad_enabled():  # create_graph=True needs operations that autograd can differentiate again
         products = reference.head_products(fusion, unimodal)
         return reference.batched_cosine_backward(grad, products, fusion, unimodal), [None] * len(unimodal)
     return batched_cosine_backward(grad, products, fusion, unimodal), [None] * len(unimodal)

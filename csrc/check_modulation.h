@@ -14,7 +14,7 @@ struct Gradient {
   ScalarType dtype;
 };
 
-// Reads a few properties and not the whole view: with hundreds of gradients that is most of a call's cost.
+// Reads only the properties that are needed, and no View: with hundreds of gradients this is most of a call's cost.
 inline Gradient check_gradient(AtenTensorHandle tensor, int64_t index, int64_t modality, const View& coefficients, Written& written) {
   Gradient out{nullptr, 0, modality, ScalarType::Undefined};
   int32_t dtype = 0, type = 0, device = 0;
@@ -50,7 +50,7 @@ inline void check_head(const Tensor& fusion, const std::vector<Tensor>& unimodal
   }
 }
 
-// The head gradients as contiguous rows, with the copies that this may take.
+// The head gradients as contiguous rows; holds the copies that this may need.
 struct HeadRows {
   std::vector<Tensor> tensors;    // fusion, then the M unimodal gradients
   std::vector<const void*> rows;  // the same order
@@ -71,7 +71,7 @@ struct HeadRows {
   }
 };
 
-// The cosines' gradient [M] and the products [2M + 1] of batched_cosine_backward.
+// The gradient [M] with respect to the cosines, and the products [2M + 1], of batched_cosine_backward.
 inline void check_backward(const Tensor& grad, const Tensor& products, const HeadRows& head) {
   check_factors(grad, 1, "grad");
   check_factors(products, 1, "products");
@@ -83,7 +83,7 @@ inline void check_backward(const Tensor& grad, const Tensor& products, const Hea
     check_same_device(view(tensor->get()), view(head.tensors[0].get()), "grad and products", "fusion");
 }
 
-// grads, owner, coefficients
+// The arguments of scale_.
 struct ScaleArguments {
   TensorList grads;
   std::vector<int64_t> owner;
@@ -91,7 +91,7 @@ struct ScaleArguments {
   std::vector<Gradient> gradients;
   Written written;
 
-  // Takes everything over from the stack before anything can be refused.
+  // Takes ownership of all arguments before any of them can be refused.
   explicit ScaleArguments(const StableIValue* stack)
       : grads(stack[0]), owner(take<std::vector<int64_t>>(stack[1])), coefficients(take<Tensor>(stack[2])), written(grads.size()) {}
 
@@ -105,7 +105,7 @@ struct ScaleArguments {
   }
 };
 
-// grads, owner, coefficients, fusion, unimodal
+// The arguments of modulate_.
 struct ModulateArguments : ScaleArguments {
   Tensor fusion;                 // D elements
   std::vector<Tensor> unimodal;  // [M], of D elements each

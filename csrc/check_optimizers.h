@@ -14,7 +14,7 @@ struct ParameterStep {
   const void* grad;
   void* state[2];
   int64_t numel;
-  int64_t modality;  // -1: neither scale
+  int64_t modality;  // -1: neither scale applies
   ScalarType dtype;
 };
 
@@ -34,7 +34,7 @@ struct StepArguments {
   std::vector<Tensor> copies;  // of gradients with other strides
 
  protected:
-  // `modulation`: owner, grad_scale and update_scale on the stack.
+  // `modulation` points to owner, grad_scale and update_scale on the stack.
   StepArguments(
       const StableIValue* stack, const StableIValue* modulation, StableIValue lr, StableIValue weight_decay, StableIValue maximize)
       : params(stack[0]),
@@ -102,7 +102,7 @@ struct StepArguments {
   }
 };
 
-// params, grads, exp_avgs, exp_avg_sqs, counters, modulation, lr, beta1, beta2, eps, weight_decay, decoupled, maximize
+// adamw_: params, grads, exp_avgs, exp_avg_sqs, steps, modulation, lr, beta1, beta2, eps, weight_decay, decoupled, maximize
 struct AdamArguments : StepArguments {
   TensorList exp_avgs, exp_avg_sqs, counter_list;
   double beta1, beta2, eps;
@@ -146,7 +146,7 @@ struct AdamArguments : StepArguments {
   }
 };
 
-// params, grads, momentum_buffers, modulation, lr, momentum, dampening, weight_decay, nesterov, maximize, first
+// sgd_: params, grads, momentum_buffers, modulation, lr, momentum, dampening, weight_decay, nesterov, maximize, first
 struct SgdArguments : StepArguments {
   TensorList momentum_buffers;
   double momentum, dampening;

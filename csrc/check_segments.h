@@ -54,7 +54,7 @@ inline GradientSets check_sets(const std::vector<View>& views, int64_t sets) {
   return out;
 }
 
-// The tensors of K sets, one set after the other, and K
+// The arguments of segment_gram: the tensors of K sets, one set after the other, and K.
 struct GramArguments {
   TensorList tensors;
   int64_t width;  // K
@@ -69,7 +69,7 @@ struct GramArguments {
   }
 };
 
-// Set 0, the other sets one after the other, and weights [S, K]
+// The arguments of segment_combine_: set 0, the other sets one after the other, and weights [S, K].
 struct CombineArguments {
   TensorList into, others;
   Tensor weights;

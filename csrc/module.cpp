@@ -1,5 +1,5 @@
 // The Python module: importing it registers the operators (register.cpp); build_info() says how it was built.
-// This file takes nothing from torch; the copy of pybind11 in torch 2.11 refuses to be read in stable-ABI mode.
+// This file uses nothing from torch: the copy of pybind11 in torch 2.11 does not compile in stable-ABI mode.
 #undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <string>

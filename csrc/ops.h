@@ -18,7 +18,7 @@ using BatchedCosine = std::tuple<Tensor, Tensor>(Tensor fusion, std::vector<Tens
 // -> gradient with respect to fusion, of its shape and dtype
 using BatchedCosineBackward = Tensor(Tensor grad, Tensor products, Tensor fusion, std::vector<Tensor> unimodal);
 
-// An operator on lists of gradients takes its arguments from the dispatcher's stack itself (tensor_list.h).
+// An operator on lists of tensors reads its arguments from the dispatcher's stack itself (tensor_list.h).
 using Boxed = void(StableIValue* stack, uint64_t arguments, uint64_t results);
 
 #define CGGM_DECLARE_OPERATORS                    \

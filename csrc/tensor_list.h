@@ -1,4 +1,4 @@
-// A Tensor[] argument without a shared pointer per tensor: with hundreds of gradients that is half the cost of a call.
+// A Tensor[] argument without a shared pointer per tensor, which would double the cost of a call with hundreds of gradients.
 #pragma once
 
 #include <Python.h>
@@ -13,7 +13,7 @@ namespace cggm {
 
 class TensorList {
  public:
-  // Takes over the list that the dispatcher put on the stack.
+  // Takes ownership of the list that the dispatcher put on the stack.
   explicit TensorList(StableIValue argument) : list_(torch::stable::detail::to<StableListHandle>(argument)) {
     size_t size = 0;
     TORCH_ERROR_CODE_CHECK(torch_list_size(list_, &size));
@@ -24,9 +24,9 @@ class TensorList {
       tensors_.push_back(torch::stable::detail::to<AtenTensorHandle>(item));
     }
   }
-  // Kernels run without the interpreter's lock, which giving back a tensor that Python holds takes: once for all of them.
+  // Kernels run without Python's global lock, but releasing a tensor that Python holds needs it: take it once for all tensors.
   ~TensorList() {
-    if (!Py_IsInitialized()) return;  // the interpreter is gone, and the tensors with it
+    if (!Py_IsInitialized()) return;  // the interpreter has ended and freed the tensors
     const PyGILState_STATE state = PyGILState_Ensure();
     for (AtenTensorHandle tensor : tensors_) aoti_torch_delete_tensor_object(tensor);
     torch_delete_list(list_);
@@ -43,7 +43,7 @@ class TensorList {
   std::vector<AtenTensorHandle> tensors_;
 };
 
-// Takes one argument over from the dispatcher's stack.
+// Takes ownership of one argument on the dispatcher's stack.
 template <typename T>
 T take(StableIValue argument) {
   return torch::stable::detail::to<T>(argument);

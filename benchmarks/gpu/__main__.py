@@ -1,11 +1,11 @@
-"""Everything that needs a GPU, in one command without a network: `make gpu`.
+"""Everything that needs a GPU, in one command that needs no network: `make gpu`.
 
-Builds the extension in place, checks every kernel against the reference, runs the tests that need a GPU and
-compute-sanitizer where there is one, shows that nothing waits for the GPU and that all can be captured in a CUDA
-graph, measures operators, whole steps and host times, and writes benchmarks/results/<name of the GPU>.json. All of it
-fits into a budget of time, divided over the sections; each runs in a process of its own, so that one that fails or
-hangs takes no other with it. What failed and what there was no time for stands in the JSON; the exit status is 1 if
-anything failed. With `--device cpu` all of it runs that needs no GPU, on small inputs.
+It builds the extension in place, checks every kernel against the reference, runs the tests that need a GPU and, if
+installed, compute-sanitizer. It shows that nothing waits for the GPU and that everything can be captured in a CUDA
+graph. It measures operators, whole steps and host times, and writes benchmarks/results/<name of the GPU>.json. A time
+budget is divided over the sections. Each section runs in its own process, so that one that fails or hangs does not
+stop the others. The JSON lists what failed and what was skipped; the exit status is 1 if anything failed. With
+`--device cpu` the parts run that need no GPU, on small inputs.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-if not __package__:  # `python benchmarks/gpu` puts this folder on the path, and not the one that holds it
+if not __package__:  # `python benchmarks/gpu` puts this folder on the path instead of its parent
     sys.path[0] = str(HERE.parent)
 
 from gpu.budget import Failed, Report, Section, Skipped, TimedOut, run_command, run_sections  # noqa: E402
 
 CHECKS = ROOT / "tests" / "ops" / "kernel_checks.py"
-GPU_TESTS = ("tests/policies/test_gpu_step.py",)  # every test that is skipped where there is no GPU
-SECONDS = 450.0  # of the eight minutes; the rest is for starting and for ending what overruns
+GPU_TESTS = ("tests/policies/test_gpu_step.py",)  # all tests that are skipped without a GPU
+SECONDS = 450.0  # of eight minutes; the rest is for starting, and for stopping sections that overrun
 
-# What may be missing, and what is then left out.
+# Optional packages and programs, and what happens without them.
 PACKAGES = {
     "setuptools": "the extension cannot be built",
-    "ninja": "the build compiles one file after the other",
+    "ninja": "the build compiles one file at a time",
     "triton": "its kernels are neither checked nor measured",
     "pytest": "the tests that need a GPU are not run",
-    "numpy": "torch warns of it; nothing here needs it",
+    "numpy": "torch prints a warning; nothing else changes",
 }
 PROGRAMS = {
-    "nvcc": "without it the CUDA kernels are not built (a toolkit in CUDA_HOME or /usr/local/cuda serves as well)",
+    "nvcc": "the CUDA kernels are not built (unless a toolkit is in CUDA_HOME or /usr/local/cuda)",
     "c++": "the extension cannot be built",
-    "compute-sanitizer": "memory accesses and races are not looked into",
+    "compute-sanitizer": "memory accesses and races are not checked",
 }
 
 
 def missing() -> dict[str, str]:
-    """What is not installed, and what follows from that."""
+    """Return what is not installed, and the consequence."""
     packages = {name: why for name, why in PACKAGES.items() if importlib.util.find_spec(name) is None}
     return packages | {name: why for name, why in PROGRAMS.items() if shutil.which(name) is None}
 
 
 def environment() -> dict[str, str]:
-    """The packages are imported from here, whatever is installed beside them."""
+    """Return environment variables that make programs import the packages from this checkout."""
     paths = [str(ROOT), str(ROOT / "python"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -68,7 +68,7 @@ def run(command: list[str], seconds: float, *, show: bool = False) -> str:
 
 
 def build(seconds: float) -> Any:
-    """Build in place with what is installed; return what the extension says of itself."""
+    """Build the extension in place; return its build information."""
     if importlib.util.find_spec("setuptools") is None:
         raise Failed("setuptools is not installed: the extension cannot be built")
     run([sys.executable, "setup.py", "build_ext", "--inplace"], seconds)
@@ -86,32 +86,32 @@ def check(device: str, backend: str, seconds: float, *options: str, tool: tuple[
 
 
 def sanitize(kind: str, options: tuple[str, ...], seconds: float) -> str:
-    """Run the checks of the CUDA kernels under one of compute-sanitizer's tools, where that works at all."""
+    """Run the checks of the CUDA kernels under one of compute-sanitizer's tools, if that works on this machine."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         raise Skipped("compute-sanitizer is not installed")
     begin = time.monotonic()
-    try:  # on some virtual machines it cannot attach to any program
+    try:  # on some virtual machines it cannot attach to a program
         tool = [sanitizer, "--tool", kind, "--error-exitcode", "9"]
         said = run([sanitizer, "--help"], seconds)
-        # torch's own kernels, many more than ours, are not looked into. Versions call the option by one of two names.
+        # Leave out torch's own kernels, which are many more. The option's name depends on the version.
         narrowing = [name for name in ("--kernel-regex", "--kernel-name") if f"{name} " in said]
         tool += [narrowing[0], "kns=cggm"] if narrowing else []
         run([*tool, sys.executable, "-c", "import torch; torch.ones(9, device='cuda').sum().item()"], seconds)
     except Failed as error:
-        raise Skipped(f"compute-sanitizer does not work here, not even on torch alone: {error}") from error
+        raise Skipped(f"compute-sanitizer does not work here, not even with torch alone: {error}") from error
     left = seconds - (time.monotonic() - begin)
     try:
         return check("cuda", "compiled", max(left, 1.0), *options, tool=tuple(tool))
     except TimedOut as error:
-        raise Skipped(f"nothing was found in the time that there was: {error}") from error
+        raise Skipped(f"found nothing before the time was over: {error}") from error
 
 
 def run_tests(seconds: float) -> str:
-    """Run the tests that are skipped elsewhere; return pytest's last line."""
+    """Run the tests that need a GPU; return pytest's last line."""
     if importlib.util.find_spec("pytest") is None:
         raise Skipped(
-            "pytest is not installed: run it where it is (`pytest tests/policies/test_gpu_step.py`)"
+            "pytest is not installed: install it, or run `pytest tests/policies/test_gpu_step.py` elsewhere"
         )
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *GPU_TESTS]
     last = run(command, seconds).strip().splitlines()[-1]
@@ -121,11 +121,11 @@ def run_tests(seconds: float) -> str:
 
 
 def measure(section: str, device: str, small: bool, seconds: float) -> Any:
-    """Run one section of measure.py; return its figures, with what failed or was skipped in it."""
+    """Run one section of measure.py; return its figures, failures and omissions."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         command = [sys.executable, "-m", "gpu.measure", section, "--device", device]
-        # It begins nothing new when most of its time is over, and is ended when all is.
+        # It starts nothing new when 85 % of its time is over, and is stopped when all of it is.
         command += ["--seconds", f"{0.85 * seconds - 5:.1f}", "--out", str(path), *(["--small"] * small)]
         error = None
         try:
@@ -139,7 +139,7 @@ def measure(section: str, device: str, small: bool, seconds: float) -> Any:
 
 
 def sections(device: str, small: bool) -> list[Section]:
-    """All sections, the most important ones first, with their shares of the time."""
+    """Return all sections with their shares of the time, the most important ones first."""
     on_gpu = device == "cuda"
     triton = on_gpu and importlib.util.find_spec("triton") is not None
     found = [Section("build", 150, build)] if on_gpu else []
@@ -156,7 +156,7 @@ def sections(device: str, small: bool) -> list[Section]:
 
 
 def about(device: str) -> dict[str, Any]:
-    """Names and versions; ends the program where nothing could be run at all."""
+    """Return names and versions; exit if torch or the GPU is missing."""
     if importlib.util.find_spec("torch") is None:
         raise SystemExit("torch is not installed beside this Python: make gpu PYTHON=<one that has it>")
     program = (
@@ -177,7 +177,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="small inputs (always on the CPU)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="that all of it may take")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time budget for everything")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
     arguments = parser.parse_args()
     begin = time.monotonic()

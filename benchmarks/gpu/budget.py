@@ -1,6 +1,6 @@
-"""A time budget divided over sections, and a report that keeps what each gave, why it failed, or why it was left out.
+"""A time budget divided over sections, and a report of their results, failures and omissions.
 
-Nothing but the standard library: this has to work where an import is what fails.
+This file uses only the standard library, so that it can report failing imports.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LEAST = 1.0  # seconds: with less than this, a section is not even begun
+LEAST = 1.0  # seconds: a section does not start with less
 
 
 class Skipped(Exception):
-    """Something was left out on purpose; the message says why."""
+    """Something was skipped on purpose; the message says why."""
 
 
 class Failed(Exception):
-    """A section failed; what it had found until then goes into the report all the same.
+    """A section failed; its results so far still go into the report.
 
     Args:
         message: what failed.
-        result: what was found before.
+        result: the results so far.
     """
 
     def __init__(self, message: str, result: Any = None) -> None:
@@ -37,17 +37,17 @@ class Failed(Exception):
 
 
 class TimedOut(Failed):
-    """A program took longer than it may, and was ended."""
+    """A program took too long and was stopped."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the whole.
+    """A section of the program.
 
     Attributes:
         name: its key in the report.
-        share: of the time that is left when its turn comes, in proportion to the shares of those still to come.
-        run: given the seconds it may take, returns what goes into the report.
+        share: its weight when the remaining time is divided over the remaining sections.
+        run: takes the seconds that the section may take, and returns its result.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Section:
 
 @dataclass
 class Report:
-    """What is written as JSON, after every section: a run that is killed leaves what it had.
+    """The report, written as JSON after every section, so that a killed run leaves its results so far.
 
     Attributes:
         path: the file.
-        head: what stands before the sections, about the machine.
+        head: entries about the machine, before those of the sections.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Replace the file at once, so that a reader never finds half of it."""
+        """Replace the file atomically: a reader never finds half of it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         parts = {name: getattr(self, name) for name in ("results", "failed", "skipped", "seconds")}
         beside = self.path.with_suffix(".part")
@@ -87,13 +87,13 @@ def run_sections(
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run all sections within `seconds`, each in its share of what the ones before it have left.
+    """Run all sections within a time budget; each gets its share of the time that is left.
 
     Args:
         sections: in the order in which they run.
-        report: gets the results, failures and omissions, and is written after each section.
-        seconds: for all of them.
-        clock: seconds since any moment.
+        report: receives the results, failures and omissions, and is written after each section.
+        seconds: the time budget.
+        clock: returns seconds.
     """
     begin = clock()
     for index, section in enumerate(sections):
@@ -102,11 +102,11 @@ def run_sections(
         allotted = left * section.share / sum(other.share for other in sections[index:])
         try:
             if allotted < LEAST:
-                raise Skipped(f"no time: {max(left, 0):.1f} s were left for this and all that follows")
+                raise Skipped(f"no time: {max(left, 0):.1f} s were left for this and the following sections")
             report.results[section.name] = section.run(allotted)
         except Skipped as reason:
             report.skipped[section.name] = str(reason)
-        except Exception as error:  # whatever it is, the other sections run and the exit status tells
+        except Exception as error:  # reported, and the other sections still run
             report.failed[section.name] = describe(error)
             if isinstance(error, Failed) and error.result is not None:
                 report.results[section.name] = error.result
@@ -127,17 +127,17 @@ def _word(name: str, report: Report) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The type and the end of the message of an error."""
+    """Return the type of an error and the end of its message."""
     return f"{type(error).__name__}: {str(error)[-3000:]}"
 
 
 class Entries:
-    """The entries of one section: each is measured, fails or is left out for itself.
+    """The entries of one section, each of which is measured, fails or is skipped independently.
 
     Args:
-        seconds: after which no further entry is begun.
-        path: where to keep them after each, if anywhere.
-        clock: seconds since any moment.
+        seconds: the time after which no further entry starts.
+        path: a file to write after each entry, or None.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -149,11 +149,11 @@ class Entries:
 
     @property
     def left(self) -> float:
-        """Seconds left."""
+        """Return the seconds that are left."""
         return self._end - self._clock()
 
     def add(self, key: str, measure: Callable[[], Any]) -> Any:
-        """Measure one entry and return it; None where it failed or was skipped."""
+        """Measure one entry and return it, or None if it failed or was skipped."""
         found = None
         try:
             if self.left <= 0:
@@ -162,7 +162,7 @@ class Entries:
             self.report["figures"][key] = found
         except Skipped as reason:
             self.report["skipped"][key] = str(reason)
-        except Exception as error:  # recorded, and the exit status tells
+        except Exception as error:  # reported, and the other entries are still measured
             self.report["failed"][key] = describe(error)
             print(f"{key}: FAILED: {describe(error)}", flush=True)
         if self._path is not None:
@@ -173,16 +173,16 @@ class Entries:
 
 
 def run_command(command: Sequence[str], seconds: float, *, show: bool = False, **options: Any) -> str:
-    """Run a program, and end it with all that it started when the time is over; return its output.
+    """Run a program and return its output; stop it and its child processes when the time is over.
 
     Args:
         command: the program and its arguments.
-        seconds: that it may take.
-        show: let its output appear instead of returning it.
-        options: as `subprocess.Popen` takes them.
+        seconds: the time it may take.
+        show: print its output instead of returning it.
+        options: passed to `subprocess.Popen`.
 
     Raises:
-        TimedOut: it took longer.
+        TimedOut: it took too long.
         Failed: its exit status was not 0.
     """
     process = subprocess.Popen(
@@ -191,14 +191,14 @@ def run_command(command: Sequence[str], seconds: float, *, show: bool = False, *
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        preexec_fn=os.setpgrp,  # so that the compilers that a build has started end with it
+        preexec_fn=os.setpgrp,  # so that the compilers that a build starts are stopped with it
         **options,
     )
     what = " ".join(command)
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise TimedOut(f"{what}: took more than {seconds:.0f} s and was ended") from None
+        raise TimedOut(f"{what}: took more than {seconds:.0f} s and was stopped") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

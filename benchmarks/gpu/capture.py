@@ -1,4 +1,4 @@
-"""No operator waits for the GPU; each is captured in a CUDA graph and replays; how many kernels it launches."""
+"""Shows that no operator waits for the GPU and that each can be captured in a CUDA graph; counts its kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KERNEL_NODE = 0  # CU_GRAPH_NODE_TYPE_KERNEL of the driver's CUgraphNodeType
 
 
 def capture(entries: Entries, settings: Settings) -> None:
-    """Every operator of every backend, over a few tensors and over a thousand."""
+    """Capture every operator of every backend with three and with a thousand tensors."""
     if settings.device != "cuda":
         entries.report["skipped"]["all"] = "CUDA graphs need a GPU"
         return
@@ -33,7 +33,7 @@ def capture(entries: Entries, settings: Settings) -> None:
 
 
 def make(name: str, tensors: int, device: str) -> Call:
-    """Make a call on the same numbers every time."""
+    """Make a call, on the same numbers every time."""
     torch.manual_seed(0)
     sizes = tuple((3001, 5, 8192, 20_001)[index % 4] for index in range(tensors))
     return OPERATORS[name].make(Case(sizes, device=device, unowned=True))
@@ -46,12 +46,12 @@ def values(call: Call) -> list[Tensor]:
 
 
 def replay_one(name: str, backend: str, tensors: int, device: str) -> dict[str, int]:
-    """Call while waiting for the device is an error, capture, replay, compare; count the nodes of the graph."""
+    """Compare a replayed graph with direct calls, during which waiting is an error; return its numbers of nodes."""
     with cggm_ops.use_backend(backend), torch.no_grad():
         if cggm_ops.backend(device) != backend:
             raise RuntimeError(f"{backend} kernels for {device} are not there")
         called, captured = make(name, tensors, device), make(name, tensors, device)
-        for call in (called, captured):  # makes the tables and libraries that are made once
+        for call in (called, captured):  # prepares what is cached
             call.ours()
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -71,7 +71,7 @@ def replay_one(name: str, backend: str, tensors: int, device: str) -> dict[str, 
 
 
 def compare_results(expected: Any, found: Any, called: Call, captured: Call) -> None:
-    """Fail unless results and everything that was changed are the same, bit for bit."""
+    """Fail unless all results and changed tensors are the same, bit for bit."""
     flat = [[one] if isinstance(one, Tensor) else list(one or ()) for one in (expected, found)]
     for one, other in zip(flat[0] + values(called), flat[1] + values(captured), strict=True):
         if not torch.equal(one, other):
@@ -79,7 +79,7 @@ def compare_results(expected: Any, found: Any, called: Call, captured: Call) -> 
 
 
 def count_nodes(graph: int) -> dict[str, int]:
-    """How many kernels and how many other nodes (copies, fills) a captured graph has, asked of the driver."""
+    """Ask the driver how many kernels and other nodes (copies, fills) a captured graph has."""
     driver = ctypes.CDLL("libcuda.so.1")
     count = ctypes.c_size_t()
     _ask(driver.cuGraphGetNodes(ctypes.c_void_p(graph), None, ctypes.byref(count)))

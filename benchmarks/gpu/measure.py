@@ -1,4 +1,4 @@
-"""Runs one section of measurements in a process of its own: see __main__.py, which starts it."""
+"""Runs one section of measurements; __main__.py starts it in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A two-encoder model and the ways to train it that steps.py compares: joint, with classifiers, wrapped."""
+"""A model with two encoders, and the ways of training that steps.py compares."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ OPTIMIZERS: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Two transformers over sequences of vectors, and the batch.
+    """Sizes of the two transformers and of the batch.
 
     Attributes:
-        width: of the tokens; a layer has 12 width² parameters.
-        layers: per encoder; a layer has 12 tensors.
-        tokens: per sequence.
-        batch: sequences.
+        width: elements of a token; a layer has 12 width² parameters.
+        layers: layers per encoder; a layer has 12 tensors.
+        tokens: tokens per sequence.
+        batch: sequences per batch.
         autocast: whether the forward pass runs in bfloat16.
     """
 
@@ -51,12 +51,12 @@ class Shape:
 
 
 FULL = Shape(640, 10, 128, 32)  # 98 million parameters in some 250 tensors
-MANY_TENSORS = Shape(64, 10, 4, 4)  # as many tensors, so small that the host is what takes the time
+MANY_TENSORS = Shape(64, 10, 4, 4)  # as many tensors, but so small that host time dominates
 SMALL = Shape(16, 2, 4, 4)
 
 
 class Encoder(nn.Module):
-    """Transformer layers, and the mean over the tokens."""
+    """Transformer layers and the mean over the tokens."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(shape.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features [B, width] of tokens [B, T, width]."""
+        """Return the features [B, width] of tokens [B, T, width]."""
         return self.norm(self.layers(tokens)).mean(1)
 
 
 class TwoEncoders(nn.Module):
-    """Audio and image tokens, concatenation, a head; returns the features, too."""
+    """Encoders of audio and image tokens, and a head on the concatenated features."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TwoEncoders(nn.Module):
         self.head = nn.Linear(2 * shape.width, CLASSES)
 
     def forward(self, audio: Tensor, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits [B, C] and the two features [B, width]."""
+        """Return the logits [B, C] and the two features [B, width]."""
         features = [self.audio(audio), self.image(image)]
         return self.head(torch.cat(features, 1)), features
 
@@ -94,10 +94,10 @@ class Training:
     Args:
         way: one of `WAYS`.
         optimizer: one of `OPTIMIZERS`.
-        shape: of model and batch.
-        device: where.
-        captured: whether the step is going to be captured in a CUDA graph, for which torch's own AdamW wants to
-            keep its counters on the device.
+        shape: sizes of the model and the batch.
+        device: where everything is.
+        captured: whether the step will be captured in a CUDA graph, which needs the counters of torch's own AdamW
+            on the device.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Training:
         self.target = torch.randint(CLASSES, (shape.batch,), device=device)
         self.classifiers = [_classifier(shape.width).to(device) for _ in range(2)] if way == BY_HAND else []
         own = [p for classifier in self.classifiers for p in classifier.parameters()]
-        wrapped = way in WRAPPED  # whose fused step needs no capturable=True
+        wrapped = way in WRAPPED  # its fused step needs no capturable=True
         base = OPTIMIZERS[optimizer]([*self.model.parameters(), *own], captured and not wrapped)
         self.optimizer = base
         self.wrapper: CGGMOptimizerWrapper | None = None
@@ -124,15 +124,15 @@ class Training:
                 self.wrapper.flatten_gradients()
 
     def forward(self) -> Tensor:
-        """The multimodal loss."""
-        # Without its cache of weights, which would not outlive the capture of a graph.
+        """Return the multimodal loss."""
+        # The cache of converted weights must not outlive the capture of a graph.
         options = {"enabled": self.shape.autocast, "cache_enabled": False}
         with torch.autocast(self.device, torch.bfloat16, **options):
             logits, self.features = self.model(*self.inputs)
             return F.cross_entropy(logits, self.target)
 
     def balance(self, loss: Tensor) -> Tensor:
-        """The loss with what is added to it."""
+        """Return the loss with everything that is added to it."""
         if self.wrapper is not None:
             return self.wrapper.balance(loss, self.target)
         for classifier, features in zip(
@@ -142,13 +142,13 @@ class Training:
         return loss
 
     def __call__(self) -> None:
-        """One step."""
+        """Take one step."""
         self.optimizer.zero_grad()
         self.balance(self.forward()).backward()
-        self.features = []  # with them the graph: its nodes would meet the next step on another stream
+        self.features = []  # frees the autograd graph, whose nodes belong to the stream of this step
         self.optimizer.step()
 
 
 def _classifier(width: int) -> nn.Module:
-    """As large as the wrapper's own: features to the head's input width, to the classes."""
+    """Return a classifier as large as the wrapper's own."""
     return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, CLASSES))

@@ -17,18 +17,24 @@ from gpu.budget import Entries, Skipped
 Timer = Callable[..., dict[str, Timing]]  # interleave, with its rounds and seconds chosen
 MB = 1_000_000
 DTYPES = (torch.float32, torch.bfloat16)
-PER_MODALITY = ("scale_", "modulate_", "batched_cosine", "adamw_", "sgd_")  # the others know no modalities
+PER_MODALITY = (
+    "scale_",
+    "modulate_",
+    "batched_cosine",
+    "adamw_",
+    "sgd_",
+)  # the others do not depend on modalities
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all sections of measurements are told.
+    """The settings of all sections of measurements.
 
     Attributes:
         device: "cuda" or "cpu".
-        backends: whose kernels are measured.
+        backends: the backends to measure.
         timer: times alternatives; see harness.interleave.
-        small: tiny inputs, to see that everything runs.
+        small: whether to use tiny inputs, which only show that everything runs.
     """
 
     device: str
@@ -42,11 +48,11 @@ class Size:
     """One point of the measurements.
 
     Attributes:
-        nbytes: of all tensors that the operator is given, together.
-        tensors: how many gradients there are, or segments of a set.
-        modalities: how many there are.
-        dtype: of all tensors.
-        device: of all tensors.
+        nbytes: bytes of all tensors of the operator together.
+        tensors: the number of gradients, or of segments of a set.
+        modalities: the number of modalities.
+        dtype: the dtype of all tensors.
+        device: the device of all tensors.
     """
 
     nbytes: int
@@ -65,7 +71,7 @@ class Size:
 
 
 def release(device: str) -> None:
-    """Give back the memory of measurements that are over."""
+    """Free the memory of finished measurements."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -144,16 +150,18 @@ def sweep(entries: Entries, settings: Settings) -> None:
 
 
 def swept_sizes(device: str, small: bool) -> Iterator[tuple[Size, tuple[str, ...]]]:
-    """Yield sizes and the operators to measure there, in the order in which they are worth their time."""
+    """Yield sizes and the operators to measure at each, the most informative ones first."""
     middle = Size(MB // 50 if small else 256 * MB, device=device)
     sizes = (MB // 100, MB // 20) if small else (MB, 1000 * MB, 16 * MB, 256 * MB, 4 * MB, 64 * MB)
     counts = (10, 20) if small else (10, 1000, 100)
-    modalities = (3, 16) if small else (16, 4, 8)  # two are measured by the sizes
+    modalities = (3, 16) if small else (16, 4, 8)  # the sizes measure two modalities
     for dtype in DTYPES:
         for nbytes in sizes:
             yield replace(middle, nbytes=nbytes, dtype=dtype), tuple(OPERATORS)
         for tensors in counts:
-            without = tuple(name for name in OPERATORS if name != "batched_cosine")  # which has M + 1 tensors
+            without = tuple(
+                name for name in OPERATORS if name != "batched_cosine"
+            )  # it always has M + 1 tensors
             yield replace(middle, tensors=tensors, dtype=dtype), without
         for count in modalities:
             yield replace(middle, modalities=count, dtype=dtype), PER_MODALITY

@@ -1,4 +1,4 @@
-"""Whole training steps, eager and captured in a CUDA graph, and what balance() and step() take of the host's time."""
+"""Whole training steps, eager and captured in a CUDA graph, and the host time of balance() and step()."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpu.budget import Entries
 from gpu.models import BY_HAND, FULL, JOINT, MANY_TENSORS, OPTIMIZERS, SMALL, WAYS, WRAPPED, Shape, Training
 from gpu.operators import Settings, Timer, release
 
-WARMUP = 3  # steps before anything is captured: they make states, tables and workspaces
+WARMUP = 3  # steps before a capture: they create states, tables and workspaces
 
 
 def steps(entries: Entries, settings: Settings) -> None:
-    """For each optimizer: nothing waits for the GPU, a captured step replays as the eager one, and the times."""
+    """Show for each optimizer that nothing waits and that a captured step replays like an eager one; time the steps."""
     shape = SMALL if settings.small else FULL
     if settings.device == "cuda":
         for optimizer in OPTIMIZERS:
@@ -25,7 +25,7 @@ def steps(entries: Entries, settings: Settings) -> None:
                 entries.add(
                     f"never waits, {optimizer}, {way}", lambda o=optimizer, w=way: never_waits(w, o, "cuda")
                 )
-                if "Dropout" not in way:  # which draws other numbers when it is captured
+                if "Dropout" not in way:  # a replay draws other random numbers
                     entries.add(
                         f"replays, {optimizer}, {way}", lambda o=optimizer, w=way: replays(w, o, "cuda")
                     )
@@ -39,7 +39,7 @@ def steps(entries: Entries, settings: Settings) -> None:
 
 
 def host_time(entries: Entries, settings: Settings) -> None:
-    """For each optimizer: the host's time of balance() and of step() alone."""
+    """Measure the host time of balance() and of step() for each optimizer."""
     shape, iterations = (SMALL, 3) if settings.small else (MANY_TENSORS, 100)
     for optimizer in OPTIMIZERS:
         found = entries.add(optimizer, lambda o=optimizer: time_host(o, shape, settings.device, iterations))
@@ -49,7 +49,7 @@ def host_time(entries: Entries, settings: Settings) -> None:
 
 
 def time_steps(optimizer: str, shape: Shape, settings: Settings, *, captured: bool) -> dict[str, Any]:
-    """Milliseconds of a step in every way, and each as a multiple of joint training without and with classifiers."""
+    """Time a step in every way; return milliseconds, and multiples of joint training with and without classifiers."""
     release(settings.device)
     trainings = {way: Training(way, optimizer, shape, settings.device, captured=captured) for way in WAYS}
     calls = {way: capture(training) if captured else training for way, training in trainings.items()}
@@ -66,7 +66,7 @@ def time_steps(optimizer: str, shape: Shape, settings: Settings, *, captured: bo
 
 
 def capture(step: Callable[[], Any]) -> Callable[[], None]:
-    """The step as a CUDA graph, to be replayed; it has been taken `WARMUP` times then."""
+    """Take the step `WARMUP` times, capture it in a CUDA graph, and return the replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -80,7 +80,7 @@ def capture(step: Callable[[], Any]) -> Callable[[], None]:
 
 
 def never_waits(way: str, optimizer: str, device: str) -> str:
-    """Take steps while any wait for the device is an error."""
+    """Take steps while waiting for the device is an error."""
     training = Training(way, optimizer, SMALL, device)
     for _ in range(WARMUP):
         training()
@@ -95,7 +95,7 @@ def never_waits(way: str, optimizer: str, device: str) -> str:
 
 
 def replays(way: str, optimizer: str, device: str, count: int = 20) -> dict[str, float]:
-    """A captured step, replayed, lets the loss fall as far as the eager step does."""
+    """Show that the loss falls as far by replayed steps as by eager ones."""
     shape = Shape(SMALL.width, SMALL.layers, SMALL.tokens, SMALL.batch, autocast=False)
     eager, replayed = (Training(way, optimizer, shape, device) for _ in range(2))
     before = eager.forward().item()
@@ -108,7 +108,7 @@ def replays(way: str, optimizer: str, device: str, count: int = 20) -> dict[str,
 
 
 def compare_falls(before: float, eager: float, replayed: float) -> dict[str, float]:
-    """Fail unless both losses have fallen, and by the same to a hundredth; return them."""
+    """Fail unless both losses have fallen by the same amount, within one percent; return them."""
     fall = before - eager
     if not fall > 0 or not abs(replayed - eager) <= 0.01 * fall:
         raise RuntimeError(
@@ -118,9 +118,9 @@ def compare_falls(before: float, eager: float, replayed: float) -> dict[str, flo
 
 
 def time_host(optimizer: str, shape: Shape, device: str, iterations: int) -> dict[str, Any]:
-    """Microseconds that the calls take on the host until they return, the device being idle when they begin.
+    """Measure the microseconds until the calls return, starting with an idle device.
 
-    `balance` is for joint training with classifiers by hand what it writes instead: their forward passes and losses.
+    For joint training with hand-written classifiers, `balance` is the time of their forward passes and losses.
     """
     release(device)
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)

@@ -1,6 +1,6 @@
 """The public functions `batched_cosine`, `scale_` and `modulate_`.
 
-The implementation checks the tensors (csrc/check*.h, cggm_ops/checks): that costs less there.
+The implementations check the tensors (csrc/check*.h, cggm_ops/checks), because that costs less there.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from cggm_ops import schema
 
 
 def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return the cosines between one head gradient and M others, all in one read of everything.
+    """Return the cosines between one head gradient and M others; everything is read once.
 
-    cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖), and 0 where a norm is 0. Sums are taken in float64; NaN propagates.
-    Differentiable in `fusion`, twice: d cos_m / d f = (u_m/‖u_m‖ − cos_m f/‖f‖) / ‖f‖, and 0 where a norm is
-    0. Nothing is mutated.
+    cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖), or 0 if a norm is 0. Sums are in float64; NaN propagates. Twice
+    differentiable in `fusion`: d cos_m / d f = (u_m/‖u_m‖ − cos_m f/‖f‖) / ‖f‖, or 0 if a norm is 0. Nothing is
+    mutated.
 
     Args:
         fusion: the gradient of the fusion's output layer, D elements in any shape; float32, bfloat16, float16
             or float64.
         unimodal: the gradients of the M unimodal classifiers' output layers: M tensors of D elements each, or
-            one tensor [M, ...]; dtype and device of `fusion`. A constant for autograd.
+            one tensor [M, ...]; of the dtype and on the device of `fusion`. Constants for autograd.
 
     Returns:
-        The cosines [M] in [-1, 1]: float64 for float64, float32 for all others.
+        The cosines [M] in [-1, 1]: float64 for float64, float32 otherwise.
 
     Raises:
         ValueError: numbers of elements, dtypes or devices differ, or the dtype is not supported.
@@ -35,8 +35,8 @@ def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tenso
 
     Source:
         The cosines of the direction loss in Guo et al., Classifier-guided Gradient Modulation for Enhanced
-        Multimodal Learning (NeurIPS 2024, arXiv 2411.01409), section "Direction"; the backward is its closed
-        form.
+        Multimodal Learning (NeurIPS 2024, arXiv 2411.01409), section "Direction"; the backward pass is
+        their closed form.
 
     Example:
         >>> batched_cosine(torch.tensor([3.0, 4.0]), torch.tensor([[6.0, 8.0], [-4.0, 3.0], [0.0, 0.0]]))
@@ -49,7 +49,7 @@ def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tenso
     if torch.is_grad_enabled():
         if any(row.requires_grad for row in rows):
             raise RuntimeError(
-                "unimodal holds a tensor that requires grad, but the cosines are differentiable in fusion alone: pass "
+                "unimodal holds a tensor that requires grad, but the cosines are differentiable only in fusion: pass "
                 "unimodal.detach()"
             )
         if fusion.requires_grad:
@@ -60,21 +60,20 @@ def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tenso
 
 
 def scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) -> Tensor:
-    """Scale every gradient by its modality's coefficient, in place, and return the squared norms afterwards.
+    """Scale every gradient by its modality's coefficient in place; return the squared norms of the results.
 
     g_s ← c[owner_s] · g_s, n_m = Σ_{s: owner_s = m} ‖g_s‖². One pass over memory for any number of tensors,
-    no synchronisation with the host. A coefficient of exactly 1 leaves the bits as they are.
+    without synchronising with the host. A coefficient of exactly 1 changes no bit.
 
     Args:
-        grads: S tensors of any shapes without gaps in memory (any order of strides); float32, bfloat16,
-            float16 or float64, mixed at will; mutated. Products are taken in float32 (float64 for float64)
-            and rounded once.
-        owner: the modality of each tensor, in [0, M), or -1 for "leave unscaled".
+        grads: S tensors of any shapes and orders of strides, without gaps in memory; float32, bfloat16, float16
+            or float64, also mixed; mutated. Products are in float32 (float64 for float64) and rounded once.
+        owner: the modality of each tensor, in [0, M), or -1 to leave it unscaled.
         coefficients: [M], float32 or float64, any finite values, on the device of `grads`.
 
     Returns:
-        The squared norms after scaling, [M + 1] in float64: one per modality, and last the sum over the
-        tensors with owner -1. The same bits at any number of threads.
+        The squared norms after scaling, [M + 1] in float64: one per modality, and last that of the tensors with
+        owner -1. The number of threads changes no bit.
 
     Raises:
         ValueError: an owner out of range, a tensor given twice, shared memory, gaps in memory, an unsupported
@@ -102,10 +101,10 @@ def modulate_(
     fusion: Tensor,
     unimodal: Tensor | Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Do what `scale_` and `batched_cosine` do, in one launch, without autograd.
+    """Do the work of `scale_` and `batched_cosine` in one launch, without autograd.
 
-    g_s ← c[owner_s] · g_s, and cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖). The head gradients may be among `grads` where
-    their owner is -1, since they are then only read.
+    g_s ← c[owner_s] · g_s, and cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖). The head gradients may be among `grads` if their
+    owner is -1, since they are only read then.
 
     Args:
         grads: S tensors as for `scale_`; mutated.
@@ -115,12 +114,11 @@ def modulate_(
         unimodal: M tensors of D elements, or one tensor [M, ...], as for `batched_cosine`.
 
     Returns:
-        The cosines [M], and the squared norms after scaling [M + 1] in float64, as the two functions return
-        them.
+        The cosines [M] as `batched_cosine` returns them, and the squared norms [M + 1] as `scale_` does.
 
     Raises:
-        ValueError: as for `scale_` and `batched_cosine`, and where a head gradient shares memory with a
-            tensor that is to be scaled; nothing has been changed then.
+        ValueError: as for `scale_` and `batched_cosine`, and if a head gradient shares memory with a tensor
+            that is to be scaled; nothing has been changed then.
         RuntimeError: a tensor in `grads` requires grad while autograd records.
 
     Source:

@@ -1,4 +1,4 @@
-"""Public optimizer steps that read the modulated gradient in registers: no pass over memory for the modulation."""
+"""The public functions `adamw_` and `sgd_`: optimizer steps that modulate the gradient without a pass over memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cggm_ops import schema
 
 @dataclass(frozen=True, kw_only=True)
 class AdamSettings:
-    """Hyper-parameters of `adamw_`, named and meant as in `torch.optim.AdamW`.
+    """Hyper-parameters of `adamw_`, as in `torch.optim.AdamW`.
 
-    `decoupled=False` is `torch.optim.Adam`: the weight decay is part of the gradient then, after
+    With `decoupled=False` they are those of `torch.optim.Adam`: weight decay is added to the gradient, after
     `grad_scale`.
 
     >>> AdamSettings(lr=0.1).betas
@@ -31,7 +31,7 @@ class AdamSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SGDSettings:
-    """Hyper-parameters of `sgd_`, named and meant as in `torch.optim.SGD`.
+    """Hyper-parameters of `sgd_`, as in `torch.optim.SGD`.
 
     >>> SGDSettings(lr=0.1).momentum
     0.0
@@ -47,14 +47,14 @@ class SGDSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Modulation:
-    """What an optimizer step does beside the optimizer's own rule. All on the device of the parameters.
+    """How an optimizer step modulates gradients and updates. The scales are on the device of the parameters.
 
     Args:
-        owner: which entry of the two scales belongs to each parameter, -1 for neither.
-        grad_scale: [M], float32 or float64, multiplies the gradients before the rule sees them. Coefficients,
-            the factor that clips, and the reciprocal of a loss scale all go in here.
-        update_scale: [M], float32 or float64, multiplies what the rule does to the parameters, decoupled
-            weight decay included, and leaves its state alone: a learning rate per modality.
+        owner: the entry of both scales that belongs to each parameter, or -1 for none.
+        grad_scale: [M], float32 or float64, multiplies the gradients before the optimizer's rule: a coefficient,
+            a clipping factor, the reciprocal of a loss scale, or a product of them.
+        update_scale: [M], float32 or float64, multiplies the change of the parameters, decoupled weight decay
+            included, but not the state: a learning rate per modality.
 
     >>> Modulation(owner=(0, -1)).grad_scale is None
     True
@@ -82,23 +82,23 @@ def adamw_(
 
     g = c_s ∇_s (−c_s ∇_s with `maximize`; + λθ without `decoupled`), m ← m + (1 − β₁)(g − m), v ← β₂v + (1 −
     β₂)g², θ ← (1 − u_s η λ) θ − u_s η/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + ε), with c_s and u_s the entries of
-    `grad_scale` and `update_scale`. Computed in float32 (float64 for float64) and rounded once. The gradients
-    are only read.
+    `grad_scale` and `update_scale`. Computed in float32 (float64 for float64) and rounded once. The gradients do
+    not change.
 
     Args:
         params: S tensors of any shapes without gaps in memory; float32, bfloat16, float16 or float64;
             mutated.
-        grads: S tensors of the shapes and dtypes of `params`; strides that differ cost a copy.
-        exp_avgs: m, S tensors like `params` down to the strides; mutated.
+        grads: S tensors of the shapes and dtypes of `params`; copied if their strides differ.
+        exp_avgs: m, S tensors with the shapes, dtypes and strides of `params`; mutated.
         exp_avg_sqs: v, likewise; mutated.
-        steps: t before this step, S single numbers, float32 or float64, on the CPU or beside the parameters;
-            raised by 1.
+        steps: t before this step, S single numbers, float32 or float64, on the CPU or on the device of the
+            parameters; incremented.
         settings: the hyper-parameters.
-        modulation: the scales, and whose they are.
+        modulation: the scales and their owners.
 
     Raises:
-        ValueError: lists of different lengths, tensors that do not fit their parameter, an owner out of
-            range, shared memory, another device; nothing has been changed then.
+        ValueError: lists of different lengths, a tensor that does not fit its parameter, an owner out of range,
+            shared memory, another device; nothing has been changed then.
         RuntimeError: a parameter requires grad while autograd records: call this under `torch.no_grad()`.
 
     Source:
@@ -135,22 +135,22 @@ def sgd_(
     """Take one step of SGD on modulated gradients, in one pass over memory.
 
     g = c_s ∇_s (−c_s ∇_s with `maximize`) + λθ, b ← μb + (1 − τ)g (b ← g at the first step), θ ← θ − u_s η d
-    with d = b, g + μb with `nesterov`, or g where the momentum μ is 0; c_s and u_s are the entries of
-    `grad_scale` and `update_scale`. Computed in float32 (float64 for float64) and rounded once. The gradients
-    are only read.
+    with d = b, g + μb with `nesterov`, or g if the momentum μ is 0; c_s and u_s are the entries of
+    `grad_scale` and `update_scale`. Computed in float32 (float64 for float64) and rounded once. The gradients do
+    not change.
 
     Args:
         params: S tensors of any shapes without gaps in memory; float32, bfloat16, float16 or float64;
             mutated.
-        grads: S tensors of the shapes and dtypes of `params`; strides that differ cost a copy.
-        momentum_buffers: b, S tensors like `params` down to the strides, mutated; none where the momentum is
-            0.
+        grads: S tensors of the shapes and dtypes of `params`; copied if their strides differ.
+        momentum_buffers: b, S tensors with the shapes, dtypes and strides of `params`; mutated. Empty if the
+            momentum is 0.
         settings: the hyper-parameters.
-        modulation: the scales, and whose they are.
-        first: the momentum buffers hold nothing yet and are only written.
+        modulation: the scales and their owners.
+        first: this is the first step: the momentum buffers are written but not read.
 
     Raises:
-        ValueError: as `adamw_`; nothing has been changed then.
+        ValueError: as for `adamw_`; nothing has been changed then.
         RuntimeError: a parameter requires grad while autograd records: call this under `torch.no_grad()`.
 
     Source:

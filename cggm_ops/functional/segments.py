@@ -1,4 +1,4 @@
-"""Public functions over several sets of gradients: their dot products, and their weighted sum."""
+"""The public functions `segment_gram` and `segment_combine_`."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from cggm_ops import schema
 
 
 def segment_gram(sets: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return all dot products between K sets of gradients, segment by segment, in one read of everything.
+    """Return all dot products between K sets of gradients, segment by segment; everything is read once.
 
-    G[s, j, k] = ⟨g_j[s], g_k[s]⟩, summed in float64: near-opposed gradients keep the norm of their sum.
-    Outside of autograd. Nothing is mutated.
+    G[s, j, k] = ⟨g_j[s], g_k[s]⟩, summed in float64, so that the norm of a sum of nearly opposed gradients can be
+    computed from them. Autograd does not follow this. Nothing is mutated.
 
     Args:
         sets: K lists of S tensors, of any shapes; the tensors of one segment agree in shape and dtype,
-            float32, bfloat16, float16 or float64. Strides that differ within a segment cost a copy.
+            float32, bfloat16, float16 or float64. Tensors whose strides differ within a segment are copied.
 
     Returns:
-        [S, K, K] in float64, symmetric; the same bits at any number of threads.
+        [S, K, K] in float64, symmetric. The number of threads changes no bit.
 
     Raises:
-        ValueError: no sets, sets of different lengths, shapes, dtypes or devices that differ within a
-            segment.
+        ValueError: there are no sets, or lengths of sets differ, or shapes, dtypes or devices in a segment.
 
     Source:
-        The conflict test and the min-norm weights of Wei and Hu, MMPareto (ICML 2024, arXiv 2405.17730), need
-        no more of the gradients than this.
+        The conflict test and the min-norm weights of Wei and Hu, MMPareto (ICML 2024, arXiv 2405.17730), are
+        functions of these products.
 
     Example:
         >>> multimodal, unimodal = [torch.tensor([3.0, 4.0])], [torch.tensor([-4.0, 3.0])]
@@ -48,20 +47,20 @@ def segment_combine_(
     noise: Sequence[Tensor] | None = None,
     deviations: Tensor | None = None,
 ) -> None:
-    """Replace the first set of gradients by a weighted sum of all sets, segment by segment, and add noise.
+    """Replace the first set of gradients by a weighted sum of all sets plus noise, segment by segment.
 
     g_0[s] ← Σ_k w[s, k] g_k[s] + σ[s] ν[s]. Computed in float32 (float64 for float64), rounded once.
 
     Args:
-        sets: K lists of S tensors, as for `segment_gram`; the tensors of the first one are mutated and must
-            have no gaps in memory.
+        sets: K lists of S tensors, as for `segment_gram`; those of the first set are mutated and must have no
+            gaps in memory.
         weights: [S, K], float32 or float64, any finite values, on the device of the sets.
-        noise: S tensors ν like those of a set, or None. Standard normal ones make this OGM-GE's enhancement.
-        deviations: σ [S], with `noise` and only with it.
+        noise: S tensors ν like those of a set, or None. With standard normal noise this is OGM-GE's enhancement.
+        deviations: σ [S], required with `noise` and not allowed without.
 
     Raises:
-        ValueError: as for `segment_gram`; weights of another shape or dtype; memory of the first set shared
-            with anything; noise without deviations or the reverse. Nothing has been changed then.
+        ValueError: as for `segment_gram`; weights of another shape or dtype; the first set shares memory with
+            another tensor; noise without deviations or the reverse. Nothing has been changed then.
         RuntimeError: a tensor in the first set requires grad while autograd records.
 
     Source:
@@ -82,7 +81,7 @@ def segment_combine_(
                 f"deviations must be [S] beside weights [S, K], found {list(deviations.shape)} beside "
                 f"{list(weights.shape)}"
             )
-        # Noise is one more set.
+        # Noise is one more set, and the deviations are its weights.
         sets = [*sets, noise]
         weights = torch.cat([weights, deviations.to(weights.dtype).unsqueeze(1)], 1)  # [S, K + 1]
     tensors = _flatten(sets)
@@ -91,13 +90,13 @@ def segment_combine_(
 
 
 def _flatten(sets: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """All tensors, one set after the other, detached from autograd."""
+    """Return all tensors, one set after the other, detached from autograd."""
     count = len(sets[0]) if sets else 0
     flat: list[Tensor] = []
     for tensors in sets:
         if len(tensors) != count:
             break
-        for tensor in tensors:  # a list of their own would cost a tenth of a small call
+        for tensor in tensors:  # a comprehension would cost a tenth of a small call
             flat.append(tensor.detach() if tensor.requires_grad else tensor)  # noqa: PERF401
     if flat and len(flat) == count * len(sets):
         return flat

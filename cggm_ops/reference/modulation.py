@@ -12,7 +12,7 @@ from cggm_ops.reference.tensors import stack_rows, widen
 
 
 def batched_cosine(fusion: Tensor, unimodal: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the cosines [M], and (dots [M], squared norms [M], squared norm of fusion) as one tensor [2M + 1]."""
+    """Return the cosines [M], and dots [M], squared norms [M] and the squared norm of fusion as one tensor [2M + 1]."""
     check_head(fusion, unimodal)
     products = head_products(fusion, unimodal)
     modalities = len(unimodal)
@@ -26,7 +26,7 @@ def batched_cosine_backward(
 ) -> Tensor:
     """Return the gradient with respect to fusion: Σ grad_m (u_m/‖u_m‖ − cos_m f/‖f‖) / ‖f‖.
 
-    Plain differentiable operations, so that a second derivative exists where `products` carries a gradient itself.
+    The operations are differentiable, so that a second derivative exists if `products` carries a gradient itself.
     """
     check_backward(grad, products, fusion, unimodal)
     modalities = len(unimodal)
@@ -38,7 +38,7 @@ def batched_cosine_backward(
 
 
 def scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) -> Tensor:
-    """Multiply every gradient by its modality's coefficient; return the squared norms afterwards [M + 1]."""
+    """Multiply every gradient by its modality's coefficient; return the new squared norms [M + 1]."""
     check_scale(grads, owner, coefficients)
     return _scale_(grads, owner, coefficients)
 
@@ -79,6 +79,6 @@ def _scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor)
 
 
 def _inverse_norm(sq_norm: Tensor) -> Tensor:
-    """1/norm, and 0 where the norm is 0; the derivative is 0 there too."""
+    """Return 1/norm, or 0 if the norm is 0; then the derivative is 0, too."""
     is_zero = sq_norm == 0
     return torch.where(is_zero, 1.0, sq_norm).rsqrt().masked_fill(is_zero, 0.0)

@@ -27,7 +27,7 @@ def adamw_(
     decoupled: bool,
     maximize: bool,
 ) -> None:
-    """One step of AdamW (`decoupled`) or Adam on the modulated gradients."""
+    """Take one step of AdamW (`decoupled`) or Adam on the modulated gradients."""
     states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
     check_step(params, grads, states, owner, grad_scale, update_scale)
     check_counters(params, steps)
@@ -63,7 +63,7 @@ def sgd_(
     maximize: bool,
     first: bool,
 ) -> None:
-    """One step of SGD on the modulated gradients; `first`: the buffers hold nothing yet."""
+    """Take one step of SGD on the modulated gradients; with `first`, the buffers are only written."""
     states = {"momentum_buffers": momentum_buffers} if momentum != 0 else {}
     check_step(params, grads, states, owner, grad_scale, update_scale)
     for index, param in enumerate(params):
@@ -82,7 +82,7 @@ def sgd_(
 
 
 def _factor(scale: Tensor | None, owner: Sequence[int], index: int) -> Tensor | float:
-    """What a tensor of a modality is multiplied by, 0-dimensional in float64."""
+    """Return the factor of a tensor, 0-dimensional in float64, or 1."""
     return 1.0 if scale is None or owner[index] < 0 else scale[owner[index]].double()
 
 

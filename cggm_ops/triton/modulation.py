@@ -1,7 +1,7 @@
 """scale_, batched_cosine with its backward, and modulate_ in Triton.
 
-Sums go in two steps without atomics: a launch leaves one partial sum per chunk, a second small one adds them in
-a fixed order. Triton has no barrier over the grid, hence the second launch.
+Sums take two launches and no atomics: the first writes one partial sum per chunk, the second adds them up in a fixed
+order. One launch cannot do both, because Triton has no barrier over the grid.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def scale_kernel(  # noqa: ANN201
     coefficient = tl.load(coefficients + modality * stride, mask=modality >= 0, other=1.0).to(tl.float32)
     offsets = tl.arange(0, CHUNK)
     values = read(address, offsets, count, is_fast, ELEMENT)
-    # Multiplying by one would change nothing but the payload of a NaN: such a tensor is only read.
+    # A coefficient of one leaves every bit as it is, those of a NaN included: the tensor is only read.
     if coefficient != 1.0:
         values = (values.to(tl.float32) * coefficient).to(ELEMENT)
         write(address, offsets, count, is_fast, values, ELEMENT)
-    # Padding times an infinite coefficient is NaN: it is cleared.
+    # An infinite coefficient turns the padding into NaN, which must not enter the sum.
     wide = tl.where(offsets < count, values.to(tl.float64), 0.0)
     tl.store(partials + place, tl.sum(wide * wide))
 
@@ -90,7 +90,7 @@ def cosines_kernel(  # noqa: ANN201
     chunks,  # noqa: ANN001
     BLOCK: tl.constexpr,
 ):
-    """Sum the products of one modality, and its cosine."""
+    """Add up the products of one modality and compute its cosine."""
     m = tl.program_id(0)
     sq_fusion = sum_columns(partials + 2 * MODALITIES * chunks, chunks, BLOCK)
     if m == 0:
@@ -133,13 +133,13 @@ def backward_kernel(  # noqa: ANN201
 
 
 def scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) -> Tensor:
-    """Multiply every gradient by its modality's coefficient; return the squared norms afterwards [M + 1]."""
+    """Multiply every gradient by its modality's coefficient; return the new squared norms [M + 1]."""
     check_scale(grads, owner, coefficients)
     return _scale_(grads, owner, coefficients)
 
 
 def batched_cosine(fusion: Tensor, unimodal: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the cosines [M], and (dots [M], squared norms [M], squared norm of fusion) as one tensor [2M + 1]."""
+    """Return the cosines [M], and dots [M], squared norms [M] and the squared norm of fusion as one tensor [2M + 1]."""
     check_head(fusion, unimodal)
     head = [tensor.contiguous() for tensor in (fusion, *unimodal)]
     modalities = len(unimodal)
@@ -188,7 +188,7 @@ def modulate_(
 
 def _scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) -> Tensor:
     modalities = coefficients.numel()
-    # Sorted by modality, -1 last, the partial sums of a modality lie side by side.
+    # Sort by modality, -1 last, so that the partial sums of a modality lie side by side.
     groups, begins, first = [], [], 0
     buckets: list[list[int]] = [[] for _ in range(modalities + 1)]
     for position, modality in enumerate(owner):

@@ -17,7 +17,7 @@ from cggm_ops.triton.tables import CHUNK, ELEMENTS, OPTIONS, read, write
 
 @triton.jit
 def factor(scale, stride, modality, IS_GIVEN: tl.constexpr):  # noqa: ANN001, ANN201
-    """What a tensor of a modality is multiplied by, in float64."""
+    """Return the factor of a modality in float64, or 1."""
     value = tl.full((), 1.0, tl.float64)
     if IS_GIVEN:
         value = tl.load(scale + modality * stride, mask=modality >= 0, other=1.0).to(tl.float64)
@@ -39,7 +39,7 @@ def adamw_kernel(  # noqa: ANN201
     ELEMENT: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One step of AdamW or Adam over one chunk."""
+    """Take one step of AdamW or Adam over one chunk."""
     row = table + tl.program_id(0) * 9
     count, is_fast = tl.load(row + 4), tl.load(row + 5)
     position, modality = tl.load(row + 6), tl.load(row + 7)
@@ -87,7 +87,7 @@ def adamw_(
     decoupled: bool,
     maximize: bool,
 ) -> None:
-    """One step of AdamW (`decoupled`) or Adam on the modulated gradients."""
+    """Take one step of AdamW (`decoupled`) or Adam on the modulated gradients."""
     states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
     check_step(params, grads, states, owner, grad_scale, update_scale)
     check_counters(params, steps)
@@ -96,7 +96,7 @@ def adamw_(
     device = params[0].device
     grads = [tables.laid_out_like(grad, param) for grad, param in zip(grads, params, strict=True)]
     launches = _launches((params, grads, exp_avgs, exp_avg_sqs), owner, device)
-    torch._foreach_add_(list(steps), 1.0)  # nothing is refused from here on
+    torch._foreach_add_(list(steps), 1.0)  # only now: nothing can be refused any more
     counts = torch.stack([step.reshape(()) for step in steps]).double()  # [S]
     counts = tables.to_device(counts, device) if counts.device != device else counts
     sign = -1.0 if maximize else 1.0
@@ -113,7 +113,7 @@ def adamw_(
 def _launches(
     lists: Sequence[Sequence[Tensor]], owner: Sequence[int], device: torch.device
 ) -> list[tuple[torch.dtype, Tensor]]:
-    """One table per dtype that occurs with any elements."""
+    """Return one table per dtype that occurs, without empty ones."""
     groups = tables.entries(lists, owner or [-1] * len(lists[0])).items()
     launches = [
         (dtype, tables.chunk_table(tuple(group), 0, dtype.itemsize, device)) for dtype, group in groups
@@ -124,7 +124,7 @@ def _launches(
 def _scale_arguments(
     grad_scale: Tensor | None, update_scale: Tensor | None, unused: Tensor
 ) -> list[Tensor | int]:
-    """Each scale and its stride; another tensor stands in for a scale that is not given."""
+    """Return each scale and its stride; `unused` stands in for a scale that is None."""
     arguments: list[Tensor | int] = []
     for scale in (grad_scale, update_scale):
         arguments += [unused, 0] if scale is None else [scale, scale.stride(0)]
@@ -137,5 +137,5 @@ def _log(beta: float) -> float:
 
 @tables.kept
 def _settings(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Hyper-parameters in float64: Triton would pass numbers in float32."""
+    """Return hyper-parameters as a float64 tensor: Triton would pass Python numbers as float32."""
     return tables.to_device(torch.tensor(values, dtype=torch.float64), device)

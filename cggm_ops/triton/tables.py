@@ -1,4 +1,4 @@
-"""Tables that tell each program of a launch its chunk of memory, and the parts that all kernels share."""
+"""Tables that assign a chunk of memory to each program of a launch, and helpers that all kernels share."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 4096  # elements of each tensor that a program works on
-SUM_BLOCK = 1024  # partial sums that are added at a time
+CHUNK = 4096  # elements of each tensor per program
+SUM_BLOCK = 1024  # partial sums added at a time
 ALIGNMENT = 16  # bytes of the widest access
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-# Columns of a table behind those of the addresses: elements in the chunk, whether it is full and all its addresses are
-# aligned, the tensor's position, its modality, and the place of the chunk's sum.
+# A table's columns after the addresses: elements in the chunk, whether the chunk is full and all its addresses are
+# aligned, the tensor's position, its modality, and the index of the chunk's sum.
 COLUMNS = 5
 
 Entry = tuple[tuple[int, ...], int, int, int]  # addresses, elements, position, modality
 
 
 def entries(lists: Sequence[Sequence[Tensor]], owner: Sequence[int]) -> dict[torch.dtype, list[Entry]]:
-    """Group the tensors at each position of several lists by their dtype: Triton compiles for one dtype at a time.
+    """Group the tensors at each position of several lists by dtype, because a Triton kernel has one dtype.
 
     Raises:
-        ValueError: a dtype that no kernel is made for.
+        ValueError: a dtype that no kernel supports.
     """
     groups: dict[torch.dtype, list[Entry]] = {}
     for position, (modality, *tensors) in enumerate(zip(owner, *lists, strict=True)):
@@ -44,10 +44,10 @@ def entries(lists: Sequence[Sequence[Tensor]], owner: Sequence[int]) -> dict[tor
 
 
 def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep the last 64 tables that a function has made for the same arguments.
+    """Cache the last 64 tables that a function has made.
 
-    Not while a CUDA graph is captured: what is copied then is there only when the graph runs, and the graph has to own
-    what it reads as long as it is replayed.
+    While a CUDA graph is captured nothing is cached: the copy to the device happens only when the graph runs, and the
+    graph must own the memory that it reads.
     """
     cached = functools.lru_cache(maxsize=64)(make)
 
@@ -61,7 +61,7 @@ def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @kept
 def chunk_table(entries: tuple[Entry, ...], first_sum: int, size: int, device: torch.device) -> Tensor:
-    """Cut tensors into chunks: [chunks, addresses + COLUMNS], on the device; kept while the addresses stay the same."""
+    """Cut tensors into chunks; return a table [chunks, addresses + COLUMNS] on the device."""
     rows = []
     for addresses, numel, position, modality in entries:
         is_aligned = all(address % ALIGNMENT == 0 for address in addresses)
@@ -74,18 +74,18 @@ def chunk_table(entries: tuple[Entry, ...], first_sum: int, size: int, device: t
 
 
 def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor, or a copy whose elements lie in memory as those of a dense one do."""
+    """Return the tensor, or a copy with the strides of a dense tensor."""
     return tensor if tensor.stride() == like.stride() else torch.empty_like(like).copy_(tensor)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting."""
+    """Copy to the device without waiting for it."""
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 @triton.jit
 def read(address, offsets, count, is_fast, ELEMENT: tl.constexpr):  # noqa: ANN001, ANN201
-    """Read a chunk, zeros beyond its end. A mask would keep accesses from being 128 bits wide."""
+    """Read a chunk, with zeros beyond its end. With a mask, accesses would be narrower than 128 bits."""
     if is_fast:
         values = tl.load(tl.multiple_of(address.to(tl.pointer_type(ELEMENT)), 16) + offsets)
     else:

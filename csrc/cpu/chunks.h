@@ -12,9 +12,9 @@ namespace cggm::cpu {
 
 constexpr int64_t kChunk = 16384;     // elements of a gradient
 constexpr int64_t kHeadChunk = 8192;  // elements of each head gradient
-constexpr int64_t kGrain = 32768;     // elements worth a thread of their own
+constexpr int64_t kGrain = 32768;     // elements that make a thread worth its start
 
-// Calls f(index) for every chunk, on as many threads as the amount of work deserves.
+// Calls f(index) for every chunk, on as many threads as the amount of work justifies.
 template <typename F>
 void for_each_chunk(int64_t chunks, int64_t elements, const F& f) {
   if (chunks == 1) return f(0);
@@ -30,7 +30,7 @@ struct Chunk {
   int64_t count;
 };
 
-// The chunks of a list of tensors. `width` tensors are worked on together; a chunk holds `size` elements of each.
+// The chunks of a list of tensors. A chunk holds `size` elements of each of `width` tensors that are processed together.
 struct Chunks {
   std::vector<Chunk> list;
   int64_t elements = 0;
@@ -47,7 +47,7 @@ struct Chunks {
   int64_t count() const { return static_cast<int64_t>(list.size()); }
 };
 
-// An uninitialised tensor on the CPU. torch::stable::new_empty takes three times as long: it looks its operator up.
+// An uninitialised tensor on the CPU. torch::stable::new_empty would take three times as long, looking up its operator.
 template <size_t kDim>
 Tensor new_empty(const int64_t (&sizes)[kDim], ScalarType dtype) {
   int64_t strides[kDim];
@@ -66,20 +66,20 @@ inline double* zeroed(Tensor& tensor) {
   return data;
 }
 
-// The element at a place of memory, float32 or float64, as a double.
+// Reads the element at an offset, float32 or float64, as a double.
 inline double number_at(const Tensor& tensor, int64_t place) {
   return tensor.scalar_type() == ScalarType::Double ? static_cast<const double*>(tensor.const_data_ptr())[place]
                                                     : static_cast<const float*>(tensor.const_data_ptr())[place];
 }
 
-// The numbers of a one-dimensional tensor.
+// Reads a one-dimensional tensor.
 inline std::vector<double> numbers(const Tensor& tensor) {
   std::vector<double> out(tensor.numel());
   for (size_t i = 0; i < out.size(); ++i) out[i] = number_at(tensor, static_cast<int64_t>(i) * tensor.stride(0));
   return out;
 }
 
-// Calls f with a null pointer of the storage type for dtype, which must be a supported one.
+// Calls f with a null pointer to the storage type of a supported dtype.
 template <typename F>
 auto dispatch(ScalarType dtype, const F& f) {
   switch (dtype) {

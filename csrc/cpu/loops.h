@@ -1,12 +1,12 @@
 // The inner loops, each over one contiguous chunk on one thread. They are compiled once per instruction set
-// (loops_avx2.cpp, loops_baseline.cpp) and chosen at run time, so one binary is right on every machine of its architecture.
+// (loops_avx2.cpp, loops_baseline.cpp) and chosen at run time, so that one binary runs on every machine of its architecture.
 #pragma once
 
 #include <cstdint>
 
 namespace cggm::cpu {
 
-// Storage types; arithmetic happens in float (double for double).
+// Storage types. Arithmetic is in float, or in double for double.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -17,14 +17,14 @@ struct Half {
 // Elements per loop iteration, on every instruction set.
 constexpr int kUnit = 16;
 
-// Elements converted at a time into a buffer of doubles that stays in the first-level cache.
+// Elements per block of doubles: a block fits into the first-level cache.
 constexpr int64_t kBlock = 512;
 
-// The constants of an AdamW step of one tensor; rate = lr * update_scale, t = the steps with this one.
+// The factors of an AdamW step of one tensor, with rate = lr * update_scale and t counting this step.
 struct AdamFactors {
-  double grad;          // what the gradient is multiplied by, negative to maximize
+  double grad;          // multiplies the gradient; negative to maximize
   double decay;         // 1 - rate * weight_decay, or 1
-  double coupled;       // weight decay that is part of the gradient, or 0
+  double coupled;       // weight decay that is added to the gradient, or 0
   double beta1_rest;    // 1 - beta1
   double beta2;
   double beta2_rest;    // 1 - beta2
@@ -33,7 +33,7 @@ struct AdamFactors {
   double eps;
 };
 
-// The same of an SGD step.
+// The factors of an SGD step.
 struct SgdFactors {
   double grad;
   double weight_decay;
@@ -42,13 +42,13 @@ struct SgdFactors {
   double rate;
 };
 
-// Sums are always taken in double over a fixed arrangement of lanes: the result depends on neither the address nor the
-// thread count. Products of two floats are exact in double, so no scale of gradients over- or underflows.
+// Sums are in double, over lanes in a fixed order: they depend on neither the address nor the number of threads. Products of
+// two floats are exact in double, so gradients of any scale neither overflow nor underflow.
 template <typename T>
 struct Loops {
-  // -> sum of x[i]^2
+  // Returns the sum of x[i]^2.
   double (*sum_squares)(const T* x, int64_t n);
-  // x[i] *= coefficient -> sum of the stored x[i]^2
+  // x[i] *= coefficient. Returns the sum of the stored x[i]^2.
   double (*scale)(T* x, int64_t n, double coefficient);
   // out [2M + 1] = sums of fusion * unimodal[m], of unimodal[m]^2 and of fusion^2
   void (*products)(const T* fusion, const T* const* unimodal, int64_t modalities, int64_t offset, int64_t n, double* out);
@@ -71,7 +71,7 @@ struct Loops {
 template <typename T>
 const Loops<T>& loops();
 
-// The name of the instruction set they were chosen for.
+// The name of the instruction set of the chosen loops.
 const char* isa();
 
 namespace baseline {

@@ -1,5 +1,5 @@
-// The loops for x86-64 with AVX2, FMA and F16C (every such machine since about 2013). The vector primitives are intrinsics:
-// written as generic vectors, conversions cost three times as much.
+// The loops for x86-64 with AVX2, FMA and F16C, which nearly all machines have had since 2013. The vector primitives are
+// intrinsics: as generic vectors, conversions would cost three times as much.
 #if defined(__x86_64__)
 
 #include <cstdint>
@@ -32,7 +32,7 @@ inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline void store(Half* p, Floats v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-// Rounds to nearest even; a NaN becomes the quiet NaN of its sign.
+// Rounds to nearest even; a NaN becomes the quiet NaN of the same sign.
 inline void store(BFloat16* p, Floats v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -45,15 +45,15 @@ inline void store(BFloat16* p, Floats v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
 
-// Two registers of bfloat16 hold the elements of even and those of odd index, which takes no moves between lanes.
+// One register holds the elements of even index, the other those of odd index, which avoids moves between lanes.
 inline void load_pair(const BFloat16* p, Floats& even, Floats& odd) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
   even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
   odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
 }
-// Rounds to nearest even: up where the lower half is above 0x8000, or at it beside an odd upper half. Without a test for NaN:
-// of arithmetic on bfloat16 and on `scalar`s they are quiet, with zeros in the lower half, which stays so.
+// Rounds to nearest even: up if the lower half is above 0x8000, or equal to it beside an odd upper half. NaN needs no test: a NaN
+// that arithmetic on bfloat16 and `scalar`s yields is quiet and has zeros in its lower half, which rounding keeps.
 inline void store_pair(BFloat16* p, Floats even, Floats odd) {
   const __m256i first = _mm256_castps_si256(even), second = _mm256_castps_si256(odd);
   const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(first, 16), second, 0xaa);
@@ -65,7 +65,7 @@ inline void store_pair(BFloat16* p, Floats even, Floats odd) {
 
 inline Floats narrow(Doubles low, Doubles high) { return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)); }
 
-// Half precision is widened in half registers: taking one out of a whole register costs more than the second load.
+// Half precision is loaded in half registers: extracting a half from a whole register costs more than a second load.
 inline Doubles load_doubles(const Half* p) {
   return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }

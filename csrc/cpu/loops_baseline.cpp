@@ -1,4 +1,5 @@
-// The loops for the instruction set every machine of the architecture has (SSE2 on x86-64, NEON on arm64), and the choice.
+// The loops for the instruction set that every machine of the architecture has (SSE2 on x86-64, NEON on arm64), and the
+// choice between them and others.
 #include <torch/headeronly/util/Half.h>
 
 #include "loops.h"
@@ -30,7 +31,7 @@ inline Floats load(const Half* p) {
 }
 
 inline void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof(v)); }
-// Round to nearest even; a NaN becomes the quiet NaN of its sign.
+// Rounds to nearest even; a NaN becomes the quiet NaN of the same sign.
 inline void store(BFloat16* p, Floats v) {
   const Words bits = (Words)v;
   const Words rounded = bits + (((bits >> 16) & 1) + 0x7fff);

@@ -1,19 +1,19 @@
-// The loops themselves. Included once per instruction set, by a file that defines CGGM_ISA (the namespace) and there the
-// types Floats and Doubles of one vector register and the primitives load, store, narrow, load_doubles and store_doubles,
-// each for one register. Nothing from the standard library is used: its inline functions must not be emitted with these instructions.
+// The loops themselves. Each instruction set has a file that includes this one. It defines CGGM_ISA (the namespace) and, in that
+// namespace, the vector types Floats and Doubles and the primitives load, store, narrow, load_doubles and store_doubles for one
+// register. The standard library is not used: its inline functions must not be compiled with these instructions.
 
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
 constexpr int kLanes = sizeof(Floats) / sizeof(float);
 
-// A unit as doubles: the arrangement of lanes is the same on every instruction set, and so are the sums.
+// A unit as doubles. The order of lanes is the same on every instruction set, and so are the sums.
 constexpr int kDoubles = kUnit / (kLanes / 2);
 struct Unit {
   Doubles part[kDoubles];
 };
 
-// Arithmetic on T: floats, doubles for double, a register of them at a time.
+// The type of arithmetic on T: float, or double for double.
 template <typename T>
 struct Arithmetic {
   using Scalar = float;
@@ -27,7 +27,7 @@ using ScalarOf = typename Arithmetic<T>::Scalar;
 template <typename T>
 constexpr int kVector = sizeof(Floats) / sizeof(ScalarOf<T>);
 
-// A factor in the arithmetic of T. Every NaN becomes the one whose lower half is zero: store_pair relies on it.
+// Converts a factor to the type of arithmetic. Every NaN becomes one whose lower half is zero: store_pair relies on it.
 template <typename T>
 inline ScalarOf<T> scalar(double x) {
   return x == x ? static_cast<ScalarOf<T>>(x) : static_cast<ScalarOf<T>>(__builtin_nan(""));
@@ -38,7 +38,7 @@ inline void store(double* p, Doubles v) { store_doubles(p, v); }
 template <typename T>
 using VectorOf = decltype(load(static_cast<const T*>(nullptr)));
 
-// Two registers at a time, in the order of memory unless an instruction set has a better one for T.
+// Two registers at a time, in memory order unless an instruction set defines a better order for T.
 template <typename T>
 inline void load_pair(const T* p, VectorOf<T>& first, VectorOf<T>& second) {
   first = load(p);
@@ -66,7 +66,7 @@ inline void store_unit(T* p, const Unit& unit) {
   }
 }
 
-// Multiplies in float, in double for double.
+// Multiplies a unit in the type of arithmetic.
 template <typename T>
 inline void scale_unit(T* p, ScalarOf<T> coefficient) {
   for (int k = 0; k < kUnit; k += 2 * kVector<T>) {
@@ -76,7 +76,7 @@ inline void scale_unit(T* p, ScalarOf<T> coefficient) {
   }
 }
 
-// Adds the lanes up in halves: 0..7 + 8..15 and so on, the same on every instruction set.
+// Adds the lanes up by halves (0..7 + 8..15 and so on), the same on every instruction set.
 inline double total(Unit sums) {
   for (int width = kDoubles / 2; width > 0; width /= 2)
     for (int k = 0; k < width; ++k) sums.part[k] += sums.part[k + width];
@@ -86,7 +86,7 @@ inline double total(Unit sums) {
   return lanes[0];
 }
 
-// Asks for the cache lines of one unit some pages ahead: the hardware's own prefetching stops at every page.
+// Prefetches the cache lines of one unit two pages ahead: the hardware's prefetching stops at the end of a page.
 constexpr int64_t kAhead = 8192;  // bytes
 template <typename T>
 inline void prefetch(const T* p) {
@@ -94,7 +94,7 @@ inline void prefetch(const T* p) {
     __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + line * 64);
 }
 
-// The last, incomplete unit is processed in a copy padded with zeros.
+// A copy of the last, incomplete unit, padded with zeros.
 template <typename T>
 struct Tail {
   T values[kUnit] = {};
@@ -128,8 +128,8 @@ double sum_squares(const T* x, int64_t n) {
   return total(sums);
 }
 
-// What was stored is summed afterwards: loads widen half precision for less than registers do. Pieces are long where
-// arithmetic is the limit, and short where memory is, which must not wait for sums.
+// Sums what was stored, after storing it: half precision is cheaper to widen from memory than from registers. Pieces are long
+// where arithmetic is the bottleneck, and short where memory is, which must not wait for sums.
 template <typename T>
 double scale(T* x, int64_t n, double coefficient) {
   constexpr int64_t kPiece = sizeof(T) == 2 ? 512 : kUnit;

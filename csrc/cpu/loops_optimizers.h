@@ -3,8 +3,8 @@
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
-// Calls f(x) for one register of elements after the other, and for the last, incomplete ones with copies. f changes
-// x[1], x[2] and so on, which are written back; x[0] is of the gradient, which is only read.
+// Calls f(x) for register after register of elements; the last, incomplete ones are copied. x[0] holds the gradient, which is only
+// read. f changes x[1], x[2] and so on, which are written back.
 template <int kArrays, typename T, typename F>
 inline void for_each_vector(T* const (&arrays)[kArrays], int64_t n, const F& f) {
   constexpr int kStep = 2 * kVector<T>;
@@ -57,7 +57,7 @@ void adamw(T* param, const T* grad, T* exp_avg, T* exp_avg_sq, int64_t n, const 
   with_constant(factors.coupled != 0, [&](auto is_coupled) {
     for_each_vector(arrays, n, [=](VectorOf<T> (&x)[4]) {
       auto g = x[0] * scale;
-      if (is_coupled.value) g += x[1] * coupled;  // without weight decay the parameter stays out of it, whatever it is
+      if (is_coupled.value) g += x[1] * coupled;  // not 0 * x[1]: the parameter may be infinite
       x[2] += (g - x[2]) * beta1_rest;
       x[3] = x[3] * beta2 + g * g * beta2_rest;
       x[1] = x[1] * decay - x[2] / (square_root(x[3]) * inverse_root + eps) * step_size;

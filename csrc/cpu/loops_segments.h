@@ -3,8 +3,8 @@
 namespace cggm::cpu::CGGM_ISA {
 namespace {
 
-// Calls f(part, x) for the parts of kStep elements, and of the next ones, x being those elements of the K rows as doubles.
-// All rows are read side by side: taking turns for longer would keep the hardware from prefetching.
+// Calls f(part, x) for part after part of every kStep elements, where x holds one register of doubles of each row. The rows are
+// read side by side: longer turns would keep the hardware from prefetching.
 template <int kStep, int K, typename T, typename F>
 inline void for_each_part(const T* const (&rows)[K], int64_t n, const F& f) {
   const auto step = [&f](const T* const (&at)[K]) {
@@ -31,7 +31,7 @@ inline void for_each_part(const T* const (&rows)[K], int64_t n, const F& f) {
   step(at);
 }
 
-// A sum over kElements lanes, a divisor of a unit: as many as leave all sums of a loop in registers.
+// A sum over kElements lanes, a divisor of kUnit: as many as let all sums of a loop stay in registers.
 template <int kElements>
 struct Sum {
   static constexpr int kParts = kElements / (kLanes / 2);
@@ -66,7 +66,7 @@ void gram(const T* const* rows, int64_t sets, int64_t offset, int64_t n, double*
   if (sets == 2) gram_of<2>(rows, offset, n, out);
   if (sets == 3) gram_of<3>(rows, offset, n, out);
   if (sets <= 3) return;
-  for (int64_t j = 0; j < sets; ++j)  // rare: pair by pair, from the second-level cache after the first time
+  for (int64_t j = 0; j < sets; ++j)  // rare: pair by pair, from the cache after the first read
     for (int64_t k = j + 1; k < sets; ++k) {
       const T* const pair[] = {rows[j], rows[k]};
       double products[4];
@@ -77,7 +77,7 @@ void gram(const T* const* rows, int64_t sets, int64_t offset, int64_t n, double*
     }
 }
 
-// Products and squares of M rows with fusion, to dots [M], squares [M] and sq_fusion.
+// Writes the products of M rows with fusion, their squares and the square of fusion.
 template <int M, typename T>
 void products_of(
     const T* fusion, const T* const* unimodal, int64_t offset, int64_t n, double* dots, double* squares, double* sq_fusion) {
@@ -124,7 +124,7 @@ template <typename T>
 void mix(T* out, const T* const* rows, int64_t sets, int64_t offset, int64_t n, const double* weights) {
   constexpr int kStep = kVector<T>;
   int64_t i = offset;
-  if (sets == 2)  // the most frequent case, without the loop over the sets
+  if (sets == 2)  // the most frequent case needs no loop over the sets
     for (; i + kStep <= offset + n; i += kStep) store(out + i, mix_vector(rows, 2, i, weights));
   for (; i + kStep <= offset + n; i += kStep) store(out + i, mix_vector(rows, sets, i, weights));
   for (; i < offset + n; i += kStep) {  // the last, incomplete vector: row by row in a copy

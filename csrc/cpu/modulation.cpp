@@ -27,7 +27,7 @@ class ScaleTask {
       using T = std::remove_pointer_t<decltype(type)>;
       T* data = static_cast<T*>(gradient.data) + chunk.offset;
       const double coefficient = gradient.modality < 0 ? 1.0 : coefficients_[gradient.modality];
-      // Multiplying by one would change nothing but the payload of a NaN: such a gradient is only read.
+      // A coefficient of one leaves every bit as it is, those of a NaN included: the gradient is only read.
       return coefficient == 1.0 ? loops<T>().sum_squares(data, chunk.count) : loops<T>().scale(data, chunk.count, coefficient);
     });
   }
@@ -72,7 +72,7 @@ class ProductsTask {
     });
   }
 
-  // -> cosines [M], products [2M + 1]
+  // Returns the cosines [M] and the products [2M + 1].
   std::tuple<Tensor, Tensor> results() const {
     const int64_t modalities = head_.modalities(), width = 2 * modalities + 1;
     Tensor products = new_empty({width}, ScalarType::Double);
@@ -91,7 +91,7 @@ class ProductsTask {
   }
 
  private:
-  // 0 where a norm is 0. Rounding cannot take it out of [-1, 1]; NaN stays NaN.
+  // 0 if a norm is 0. Clamped to [-1, 1] against rounding; NaN stays NaN.
   static double cosine(double dot, double sq_fusion, double sq_unimodal) {
     if (sq_fusion == 0 || sq_unimodal == 0) return 0;
     const double value = dot / std::sqrt(sq_fusion) / std::sqrt(sq_unimodal);

@@ -9,7 +9,7 @@ namespace cggm::cpu {
 
 namespace {
 
-// The entries of a scale, or ones.
+// The entries of a scale; ones if there is none.
 class Scale {
  public:
   explicit Scale(const std::optional<Tensor>& scale) : factors_(scale ? numbers(*scale) : std::vector<double>()) {}
@@ -19,7 +19,7 @@ class Scale {
   std::vector<double> factors_;
 };
 
-// Calls f(loops, parameter's index, param, grad, states) for every chunk, the pointers at its beginning.
+// Calls f(loops, step, chunk, param, grad, states) for every chunk, with pointers to its first elements.
 template <typename F>
 void for_each_part(const std::vector<ParameterStep>& steps, const F& f) {
   const Chunks chunks(steps, [](const ParameterStep& step) { return step.numel; });
@@ -46,7 +46,7 @@ void adamw_(StableIValue* stack, uint64_t, uint64_t) {
   for (size_t s = 0; s < factors.size(); ++s) {
     const int64_t modality = a.steps[s].modality;
     const double now = AdamArguments::read(a.counters[s]) + 1;
-    if (now != count) {  // nearly always the same for all
+    if (now != count) {  // nearly always the same for all parameters
       count = now;
       correction1 = 1 - std::pow(a.beta1, count);
       correction2 = 1 - std::pow(a.beta2, count);

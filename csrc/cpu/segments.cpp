@@ -7,7 +7,7 @@ namespace cggm::cpu {
 
 namespace {
 
-// Calls f(loops, rows, chunk, index of the chunk) for every chunk; a chunk holds about kChunk elements of all sets together.
+// Calls f(loops, rows, chunk, index of the chunk) for every chunk.
 template <typename F>
 void for_each_part(const GradientSets& sets, int64_t width, const Chunks& chunks, const F& f) {
   for_each_chunk(chunks.count(), chunks.elements, [&](int64_t index) {
@@ -19,6 +19,7 @@ void for_each_part(const GradientSets& sets, int64_t width, const Chunks& chunks
   });
 }
 
+// Cuts segments into chunks that hold about kChunk elements of all sets together.
 Chunks cut(const GradientSets& sets, int64_t width) {
   const int64_t size = std::max<int64_t>(kBlock, kChunk / width / kBlock * kBlock);
   return {sets.numel, [](int64_t numel) { return numel; }, size, width};

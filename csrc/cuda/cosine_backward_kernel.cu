@@ -1,4 +1,4 @@
-// d cos_m / d fusion = (u_m / |u_m| - cos_m f / |f|) / |f|: every block works out the M + 1 weights, then sums its elements.
+// d cos_m / d fusion = (u_m / |u_m| - cos_m f / |f|) / |f|: every block computes the M + 1 weights, then sums its elements.
 #include <algorithm>
 
 #include "launch.cuh"

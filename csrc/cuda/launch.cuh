@@ -1,4 +1,4 @@
-// What every file of kernels needs: a launch that raises its errors, and the way from a chunk to its tensor.
+// Shared by all kernels: a launch that raises errors as exceptions, and the search for the tensor of a chunk.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,20 +23,20 @@ void launch(
       ? cudaLaunchCooperativeKernel(kernel, shape.grid, kThreads, pointers, 0, shape.stream)
       : cudaLaunchKernel(kernel, shape.grid, kThreads, pointers, 0, shape.stream);
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call does not report it again
+  cudaGetLastError();  // clears the error, which the next call would report again
   std::string message = std::string("the CUDA kernel ") + name + " could not be launched: " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice)
     message += "; this extension was built for other devices: build it again with CGGM_CUDA_ARCHS naming this one";
   throw std::runtime_error(message);
 }
 
-// Calls f(entry's index, chunk of the launch, chunk of the entry) for this block's run of consecutive chunks, so that a block
-// searches for its first entry only once. `entries` has one more element than `count`, which marks the end.
+// Calls f(index of the entry, chunk of the launch, chunk of the entry) for the chunks of this block. They are consecutive, so
+// that a block searches for its first entry only once. One entry behind the last marks the end.
 template <typename Entry, typename F>
 __device__ inline void for_each_chunk(const Entry* entries, int count, int chunks, const F& f) {
   const int begin = static_cast<int64_t>(chunks) * blockIdx.x / gridDim.x;
   const int end = static_cast<int64_t>(chunks) * (blockIdx.x + 1) / gridDim.x;
-  int index = 0;  // of the last entry whose first chunk is not beyond `begin`
+  int index = 0;  // becomes the last entry whose first chunk is at or before `begin`
   for (int high = count; high - index > 1;) {
     const int middle = (index + high) / 2;
     if (entries[middle].first_chunk <= begin)

@@ -12,7 +12,7 @@ namespace cggm::cuda {
 
 namespace {
 
-// Gradients in the order of the launches: by modality, those without one last, empty ones left out.
+// Non-empty gradients in the order of the launches: sorted by modality, those without one last.
 struct Order {
   std::vector<const Gradient*> gradients;
   int32_t modality_begin[kMaxModalities + 2] = {};  // in chunks
@@ -49,7 +49,7 @@ HeadTable table_of(const HeadRows& head) {
   return table;
 }
 
-// The head gradients of a call and its results about them; all empty for scale_.
+// The head gradients of a call and the results for them; empty for scale_.
 struct Head {
   HeadTable table = {};
   std::optional<HeadRows> rows;
@@ -90,7 +90,7 @@ void launch_all(const Order& order, const HeadTable& head, ModulateTable<kCapaci
 template <int kCapacity>
 void run(const Order& order, const Head& head, const Tensor* coefficients, Tensor* sq_norms, const Tensor& like) {
   const CurrentDevice device(like);
-  // The partial sums live as long as this call: torch's allocator hands memory on in the order of the stream.
+  // Freed when this call returns: torch's allocator reuses memory in stream order, so the kernels still see it.
   const Tensor workspace = torch::stable::new_empty(like, {order.chunks + head.partials()}, ScalarType::Double);
   ModulateTable<kCapacity> table = {};
   table.outputs.partials = static_cast<double*>(workspace.mutable_data_ptr());
@@ -108,7 +108,7 @@ void run(const Order& order, const Head& head, const Tensor* coefficients, Tenso
   launch_all(order, head.table, table, device);
 }
 
-// A small call does not pay for copying a large table.
+// Small calls copy a small table.
 void run_sized(const Order& order, const Head& head, const Tensor* coefficients, Tensor* sq_norms, const Tensor& like) {
   const auto chosen = order.gradients.size() <= kFewGradients ? run<kFewGradients> : run<kMaxGradients>;
   chosen(order, head, coefficients, sq_norms, like);
@@ -116,7 +116,7 @@ void run_sized(const Order& order, const Head& head, const Tensor* coefficients,
 
 Tensor scale(const ScaleArguments& arguments, const Head& head) {
   check_modalities(arguments.coefficients.numel(), "coefficients");
-  for (const Gradient& gradient : arguments.gradients) to_dtype(gradient.dtype);  // refuses before anything is changed
+  for (const Gradient& gradient : arguments.gradients) to_dtype(gradient.dtype);  // refuses float64 before anything is changed
   Tensor sq_norms;
   const Order order(arguments.gradients, static_cast<int>(arguments.coefficients.numel()));
   run_sized(order, head, &arguments.coefficients, &sq_norms, arguments.coefficients);

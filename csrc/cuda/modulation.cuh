@@ -8,9 +8,9 @@
 namespace cggm::cuda {
 
 constexpr int kMaxGradients = 1024;  // of one launch
-constexpr int kFewGradients = 64;    // a small table, so that a small call does not pay for a large one
+constexpr int kFewGradients = 64;    // of one launch with a small table, which is cheaper to copy
 
-// Where the results go. Sums of chunks are kept in `partials` until all blocks have finished.
+// Where the results go. `partials` holds the sums of chunks until all blocks have finished.
 struct ModulateOutputs {
   double* partials;       // [chunks of all launches]
   double* head_partials;  // [head chunks, 2M + 1]
@@ -30,7 +30,7 @@ struct ModulateTable {
   int32_t chunks;      // of this launch
   int32_t chunk_base;  // chunks of earlier launches
   int32_t modalities;
-  bool is_last;        // all partial sums are there once this launch has finished its own
+  bool is_last;        // no launch follows: this one adds up the partial sums
 };
 static_assert(sizeof(ModulateTable<kMaxGradients>) <= kParameterBytes, "the table must fit a kernel's parameters");
 

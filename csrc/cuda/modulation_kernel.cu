@@ -1,9 +1,8 @@
-// scale_, batched_cosine and modulate_ are one kernel: blocks take chunks of the head gradients and chunks of the gradients,
-// leave one partial sum each, meet, and add the partial sums up in a fixed order.
+// scale_, batched_cosine and modulate_ are one kernel: blocks work on chunks of the head gradients and of the gradients, write
+// one partial sum per chunk, wait for each other, and add the partial sums up in a fixed order.
 //
-// The meeting is a cooperative launch's grid barrier: one launch, and nothing that has to be zero beforehand. The usual
-// counter of finished blocks would need a memset in front of every launch, or a buffer that outlives the call, which two
-// streams or the replay of a captured graph could use at the same time.
+// They wait at the grid barrier of a cooperative launch. The usual counter of finished blocks would have to be zeroed before
+// every launch, or live in a buffer that outlasts the call, and two streams or replays of a graph could use it at once.
 #include <algorithm>
 #include <cooperative_groups.h>
 
@@ -22,7 +21,7 @@ __device__ double scale_pack(Pack<T>& pack, float coefficient, bool is_scaled, i
   double sum = 0;
 #pragma unroll
   for (int i = 0; i < Pack<T>::kSize; ++i) {
-    // Padding would turn into NaN under an infinite coefficient: it is left alone.
+    // An infinite coefficient would turn the padding into NaN.
     if (is_scaled && i < n) pack.values[i] = narrow<T>(widen(pack.values[i]) * coefficient);
     const double value = widen(pack.values[i]);
     sum += value * value;
@@ -30,7 +29,7 @@ __device__ double scale_pack(Pack<T>& pack, float coefficient, bool is_scaled, i
   return sum;
 }
 
-// -> this thread's part of the sum of squares of count <= kChunk elements
+// Returns this thread's part of the sum of squares of count <= kChunk elements.
 template <typename T>
 __device__ double scale_chunk(T* data, int count, float coefficient, bool is_scaled) {
   constexpr int kSize = Pack<T>::kSize, kStep = kThreads * kSize, kBatch = 4;
@@ -38,7 +37,7 @@ __device__ double scale_chunk(T* data, int count, float coefficient, bool is_sca
   double sum = 0;
   if (count == kChunk && is_aligned(data)) {
     for (int start = threadIdx.x * kSize; start < kChunk; start += kBatch * kStep) {
-      Pack<T> packs[kBatch];  // all loads are under way before the first is used
+      Pack<T> packs[kBatch];  // start all loads before the first is used
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) packs[b] = load(data + start + b * kStep);
 #pragma unroll
@@ -68,10 +67,10 @@ __device__ void scale_gradients(const ModulateTable<kCapacity>& table, double (&
     double sum = 0;
     dispatch(entry.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      // Multiplying by one would change nothing but the payload of a NaN: such a tensor is only read.
+      // A coefficient of one leaves every bit as it is, those of a NaN included: the tensor is only read.
       sum = scale_chunk(static_cast<T*>(entry.data[0]) + offset, count, coefficient, coefficient != 1);
     });
-    // Two buffers in turn: one barrier a chunk is enough.
+    // Two alternating buffers need only one barrier per chunk.
     double(&sums)[kWarps] = shared[chunk & 1];
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
@@ -84,7 +83,7 @@ __device__ void scale_gradients(const ModulateTable<kCapacity>& table, double (&
   });
 }
 
-// Products of one chunk: each warp keeps its part of fusion in registers while the rows go by.
+// Products of one chunk: each warp keeps its part of fusion in registers while it reads the rows.
 template <typename T>
 __device__ void head_chunk(const HeadTable& head, int chunk, double (*shared)[2 * kMaxModalities + 1], double* out) {
   constexpr int kPiece = kHeadChunk / kWarps, kPacks = kPiece / (32 * Pack<T>::kSize);
@@ -112,14 +111,14 @@ __device__ void head_chunk(const HeadTable& head, int chunk, double (*shared)[2 
   __syncthreads();
 }
 
-// 0 where a norm is 0; rounding can't take it out of [-1, 1]; NaN stays NaN.
+// 0 if a norm is 0. Clamped to [-1, 1] against rounding; NaN stays NaN.
 __device__ double cosine(double dot, double sq_fusion, double sq_unimodal) {
   if (sq_fusion == 0 || sq_unimodal == 0) return 0;
   const double value = dot / sqrt(sq_fusion) / sqrt(sq_unimodal);
   return value > 1 ? 1 : value < -1 ? -1 : value;
 }
 
-// Blocks share the results: one modality each.
+// Each block computes the results of one modality after another.
 __device__ void finish_head(const HeadTable& head, const ModulateOutputs& outputs, double (&shared)[kWarps]) {
   const int width = 2 * head.modalities + 1;
   const auto column = [&](int k) {
@@ -131,7 +130,7 @@ __device__ void finish_head(const HeadTable& head, const ModulateOutputs& output
   for (int m = blockIdx.x; m < max(head.modalities, 1); m += gridDim.x) {
     const double sq_fusion = column(width - 1);
     if (m == 0 && threadIdx.x == 0) outputs.products[width - 1] = sq_fusion;
-    if (m == head.modalities) break;  // no unimodal gradient at all
+    if (m == head.modalities) break;  // there is no unimodal gradient
     const double dot = column(m), square = column(head.modalities + m);
     if (threadIdx.x != 0) continue;
     outputs.products[m] = dot;
@@ -175,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 template <int kCapacity>
 void launch_modulate(const ModulateTable<kCapacity>& table, int multiprocessors, cudaStream_t stream) {
   const int work = std::max({table.head.chunks, table.chunks, 1});
-  // __launch_bounds__ guarantees that so many blocks are resident together, as the barrier demands.
+  // The barrier needs all blocks to be resident at once; __launch_bounds__ guarantees this number.
   const int grid = std::min(work, multiprocessors * kBlocksPerMultiprocessor);
   launch("modulate", &modulate_kernel<kCapacity>, {grid, stream, /*is_cooperative=*/true}, table);
 }

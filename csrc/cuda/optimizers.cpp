@@ -46,7 +46,7 @@ void flush(Table& table, const CurrentDevice& device) {
   table.entry_count = table.chunks = 0;
 }
 
-// Fills AdamTables, with the counters that are on the host turned into corrections.
+// Fills tables for AdamW. Counters on the host become bias corrections; counters on the device go in as pointers.
 class AdamLaunches {
  public:
   AdamLaunches(AdamTable& table, const CurrentDevice& device, int32_t device_type)
@@ -60,7 +60,7 @@ class AdamLaunches {
     const bool is_full = table_.entry_count == AdamTable::kParameters || (is_new && corrections_ == kMaxCorrections) ||
         (on_device && table_.counts_on_device && is_double != table_.counts_are_double);
     if (is_full) flush();
-    if (!on_device && (corrections_ == 0 || count != count_)) {  // again, since flush() has forgotten them all
+    if (!on_device && (corrections_ == 0 || count != count_)) {  // tested again: flush() resets the corrections
       count_ = count;
       table_.corrections[corrections_++] = {
           1 - std::pow(table_.beta1, count), 1 / std::sqrt(1 - std::pow(table_.beta2, count))};
@@ -85,7 +85,7 @@ class AdamLaunches {
   const CurrentDevice& device_;
   int32_t device_type_;
   int corrections_ = 0;
-  double count_ = 0;  // that the last correction belongs to
+  double count_ = 0;  // the step count of the last correction
 };
 
 template <typename Table>

@@ -30,11 +30,12 @@ struct AdamCorrection {
   double first;         // 1 - beta1^t
   double inverse_root;  // 1 / sqrt(1 - beta2^t)
 };
-constexpr int kMaxCorrections = 8;  // different step counts in one launch
+constexpr int kMaxCorrections = 8;  // distinct step counts in one launch
 
-// 0: parameter, 1: gradient, 2: exp_avg, 3: exp_avg_sq. As many as fit: a thousand would have 32,000 bytes of addresses alone.
+// 0: parameter, 1: gradient, 2: exp_avg, 3: exp_avg_sq. Holds as many parameters as fit: the addresses of a thousand would
+// already take 32,000 bytes.
 struct AdamTable : StepTable<4, 555> {
-  void* steps[kParameters];  // counters on the device, or null where the host counts
+  void* steps[kParameters];  // counters on the device; null for counters on the host
   uint8_t correction[kParameters];
   AdamCorrection corrections[kMaxCorrections];
   double beta1, beta2, eps;
@@ -55,7 +56,7 @@ struct SgdMomentumTable : StepTable<3, 800> {  // 2: buffer
 static_assert(sizeof(AdamTable) <= kParameterBytes, "a kernel's parameters");
 static_assert(sizeof(SgdTable) <= kParameterBytes && sizeof(SgdMomentumTable) <= kParameterBytes, "a kernel's parameters");
 
-// One launch each.
+// Each is one launch.
 void launch_step(const AdamTable& table, int multiprocessors, cudaStream_t stream);
 void launch_step(const SgdTable& table, int multiprocessors, cudaStream_t stream);
 void launch_step(const SgdMomentumTable& table, int multiprocessors, cudaStream_t stream);

@@ -1,5 +1,5 @@
-// adamw_ and sgd_: optimizer steps that read the modulated gradient in registers. Every table has its rule; the way through
-// the tensors is the same for all.
+// adamw_ and sgd_: optimizer steps that modulate the gradient in registers. Each kind of table has its own update rule; the
+// loop over the tensors is the same for all.
 #include <algorithm>
 #include <cooperative_groups.h>
 
@@ -11,7 +11,7 @@ namespace cggm::cuda {
 
 namespace {
 
-// The numbers of one parameter's step, worked out in double.
+// The factors of one parameter's step, computed in double and rounded to float.
 struct AdamFactors {
   float grad, decay, coupled, beta1_rest, beta2, beta2_rest, step_size, inverse_root, eps;
 
@@ -82,7 +82,7 @@ __device__ SgdMomentumFactors factors_of(const SgdMomentumTable& table, int inde
           settings.first};
 }
 
-// Applies the rule to n elements of every list; the gradient keeps its own.
+// Applies the update rule to one pack of every list; the gradient (list 1) does not change.
 template <typename T, int kLists, typename Factors>
 __device__ void apply_to_packs(Pack<T> (&packs)[kLists], const Factors& factors) {
 #pragma unroll
@@ -111,7 +111,7 @@ __device__ void step_chunk(const TableEntry<kLists>& entry, int64_t offset, cons
   }
   if (is_fast) {
     for (int start = threadIdx.x * kSize; start < kChunk; start += kBatch * kStep) {
-      Pack<T> packs[kBatch][kLists];  // all loads are under way before the first is used
+      Pack<T> packs[kBatch][kLists];  // start all loads before the first is used
 #pragma unroll
       for (int b = 0; b < kBatch; ++b)
 #pragma unroll
@@ -138,7 +138,7 @@ __device__ void step_chunk(const TableEntry<kLists>& entry, int64_t offset, cons
   }
 }
 
-// Thread 0 works out the numbers when another tensor begins.
+// Thread 0 computes the factors whenever the next tensor begins.
 template <typename Table>
 __device__ void step_parameters(const Table& table) {
   __shared__ decltype(factors_of(table, 0)) shared;
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kerne
   step_parameters(table);
 }
 
-// Counters on the device rise when no block will read them any more.
+// Increments the counters on the device after all blocks have read them.
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     counting_adam_kernel(const __grid_constant__ AdamTable table) {
   step_parameters(table);

@@ -1,4 +1,4 @@
-// 16 bytes of elements in registers, their conversion to the type of arithmetic, and sums in a fixed order.
+// 16 bytes of elements in registers, conversions to and from float, and sums in a fixed order.
 #pragma once
 
 #include <cstdint>
@@ -61,17 +61,17 @@ __device__ inline void store(T* to, const Pack<T>& pack, int n) {
     if (i < n) to[i] = pack.values[i];
 }
 
-// Sums are taken in double over a fixed arrangement of threads: neither the grid nor the address changes their bits.
+// Sums are in double, over threads in a fixed order: neither the grid nor the address changes their bits.
 __device__ inline double warp_sum(double value) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 
-// -> the block's sum, right in thread 0. All threads must call it; the next call may follow at once.
+// Returns the sum over the block. All threads must call it; calls may follow each other directly.
 __device__ inline double block_sum(double value, double (&shared)[kWarps]) {
   value = warp_sum(value);
-  __syncthreads();  // the call before may still be reading
+  __syncthreads();  // threads may still be reading the previous call's sums
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
   __syncthreads();
   double sum = 0;
@@ -82,12 +82,12 @@ __device__ inline double block_sum(double value, double (&shared)[kWarps]) {
 __device__ inline double number_at(const Factors& factors, int64_t place) {
   return factors.is_double ? static_cast<const double*>(factors.data)[place] : static_cast<const float*>(factors.data)[place];
 }
-// The factor of a modality; 1 where there is none.
+// The factor of a modality, or 1.
 __device__ inline double factor_of(const Factors& factors, int modality) {
   return factors.data == nullptr || modality < 0 ? 1 : number_at(factors, modality * factors.stride);
 }
 
-// Calls f with a null pointer of the element type for dtype.
+// Calls f with a null pointer to the element type of dtype.
 template <typename F>
 __device__ inline void dispatch(DType dtype, const F& f) {
   switch (dtype) {

@@ -5,7 +5,7 @@
 
 namespace cggm::cuda {
 
-// This warp's part of a row: kPacks packs, each of them spread over the lanes; zeros beyond the row's end.
+// Reads this warp's part of a row: kPacks packs per lane, with zeros beyond the row's end.
 template <int kPacks, typename T>
 __device__ void read_row(const T* row, int64_t left, Pack<T> (&packs)[kPacks]) {
   constexpr int kSize = Pack<T>::kSize, kStep = 32 * kSize;

@@ -1,4 +1,4 @@
-// Torch's device, stream and element types, for the code that prepares a launch.
+// The current device and stream, element types and limits, for the code that prepares a launch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,8 +9,8 @@
 #include "check.h"
 #include "table.h"
 
-// Declared by torch for CUDA builds only. Weak, so that a library with kernels can be loaded (and checked) beside a torch
-// that has no CUDA; a tensor on a GPU, and with it a call of this, can't exist there.
+// Only CUDA builds of torch have this function. The weak reference lets the library load with a CPU build of torch, too, where
+// it is never called because no tensor is on a GPU.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 #pragma weak aoti_torch_get_current_cuda_stream
 

@@ -17,7 +17,7 @@ void check_launches(const GradientSets& sets, int64_t width) {
   for (const ScalarType dtype : sets.dtype) to_dtype(dtype);
 }
 
-// Fills a table with as many segments as fit, from `next` on; returns the first one that is left over.
+// Fills a table with as many segments as fit, starting with `next`; returns the first segment that did not fit.
 int64_t fill(const GradientSets& sets, int64_t width, int64_t next, SegmentTable& table) {
   const int64_t end = std::min<int64_t>(sets.count(), next + std::min<int64_t>(kMaxSegments, kMaxPointers / width));
   table.first_segment = static_cast<int32_t>(next);
@@ -49,7 +49,7 @@ void segment_gram(StableIValue* stack, uint64_t, uint64_t) {
   table.gram = static_cast<double*>(out.mutable_data_ptr());
   for (int64_t next = 0; next < count;) {
     next = fill(arguments.sets, width, next, table.sets);
-    // Freed at the end of the turn: torch's allocator hands memory on in the order of the stream.
+    // Freed after this iteration: torch's allocator reuses memory in stream order, so the kernel still sees it.
     const Tensor partials = torch::stable::new_empty(
         like, {static_cast<int64_t>(table.sets.chunks) * width * (width + 1) / 2}, ScalarType::Double);
     table.partials = static_cast<double*>(partials.mutable_data_ptr());

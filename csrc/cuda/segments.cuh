@@ -35,7 +35,7 @@ struct GramTable {
 
 struct CombineTable {
   SegmentTable sets;
-  Factors weights;     // [S of all launches, K]; its stride is that of the columns
+  Factors weights;     // [S of all launches, K]; the stride is that of the columns
   int64_t row_stride;
 };
 static_assert(sizeof(GramTable) <= kParameterBytes && sizeof(CombineTable) <= kParameterBytes, "a kernel's parameters");

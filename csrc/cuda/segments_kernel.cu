@@ -1,4 +1,4 @@
-// segment_gram: all dot products of K sets in one read from memory, added up behind a grid barrier as in modulation_kernel.cu.
+// segment_gram: all dot products of K sets in one read from memory, added up after a grid barrier as in modulation_kernel.cu.
 // segment_combine_: one pass that writes the weighted sum.
 #include <algorithm>
 #include <cooperative_groups.h>
@@ -12,7 +12,7 @@ namespace cggm::cuda {
 
 namespace {
 
-// Each row is read from memory once: a second look at it finds it in the cache.
+// Each row comes from memory once; later reads find it in the cache.
 template <typename T>
 __device__ void gram_chunk(void* const* rows, int sets, int64_t numel, int chunk, double (*shared)[kMaxPairs]) {
   constexpr int kPiece = kHeadChunk / kWarps, kPacks = kPiece / (32 * Pack<T>::kSize);
@@ -53,7 +53,7 @@ __device__ void finish_gram(const GramTable& table, int pairs) {
   }
 }
 
-constexpr int kGramBlocks = 2;  // of a multiprocessor: two rows at once take more registers
+constexpr int kGramBlocks = 2;  // per multiprocessor: two rows at a time take more registers
 
 __global__ void __launch_bounds__(kThreads, kGramBlocks) gram_kernel(const __grid_constant__ GramTable table) {
   __shared__ double shared[kWarps][kMaxPairs];

@@ -12,13 +12,13 @@ constexpr int kMaxModalities = 128;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kBlocksPerMultiprocessor = 3;  // leaves 80 registers a thread: enough for the head gradients
+constexpr int kBlocksPerMultiprocessor = 3;  // leaves 80 registers per thread, enough for the head gradients
 constexpr int kChunk = 8192;                 // elements of a gradient that a block works on at a time
-constexpr int kHeadChunk = 4096;             // elements of each head gradient or set: as many as a block's registers hold
+constexpr int kHeadChunk = 4096;             // elements of each head gradient or set: what the registers of a block hold
 
 enum class DType : int16_t { kFloat, kBFloat16, kHalf };
 
-// `kLists` tensors of equal length that are worked on together. Chunk `first_chunk + i` of a launch is their part
+// `kLists` tensors of equal length that a kernel processes together. Chunk `first_chunk + i` of a launch is their part
 // [i * kChunk, (i + 1) * kChunk).
 template <int kLists>
 struct TableEntry {
@@ -29,7 +29,7 @@ struct TableEntry {
   DType dtype;
 };
 
-// Coefficients, scales or weights on the device. Null data stand for ones.
+// Coefficients, scales or weights on the device. A null pointer means all ones.
 struct Factors {
   const void* data;
   int64_t stride;
