@@ -2,6 +2,8 @@ import dataclasses
 import functools
 import io
 import json
+import multiprocessing
+import os
 from importlib import resources
 
 import numpy as np
@@ -259,6 +261,17 @@ def test_an_error_in_a_worker_reaches_the_caller():
     broken = job(build=functools.partial(avdigits.build, "loud"))
     with pytest.raises(ValueError, match="noise must be one of"):
         list(runner.execute([broken], processes=1))
+
+
+def dies_in_a_worker():
+    if multiprocessing.parent_process() is not None:
+        os._exit(9)
+    return avdigits.build()
+
+
+def test_a_worker_that_was_killed_gets_one_line():
+    with pytest.raises(ChildProcessError, match="a worker process was killed"):
+        list(runner.execute([job(build=dies_in_a_worker)], processes=1))
 
 
 def test_no_processes_are_refused():

@@ -97,6 +97,7 @@ def execute(
 
     Raises:
         ValueError: fewer than one process.
+        ChildProcessError: a worker was killed.
     """
     processes = cores() if processes is None else processes
     if processes < 1:
@@ -123,8 +124,10 @@ def execute(
                 advance(epochs.value - seen)
                 seen = epochs.value
                 for future in ended:
-                    if interrupts and isinstance(future.exception(), BrokenProcessPool):
-                        raise KeyboardInterrupt  # SIGTERM reached the workers, too
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        if interrupts:  # SIGTERM reached the workers, too
+                            raise KeyboardInterrupt
+                        raise ChildProcessError("a worker process was killed, perhaps because memory ran out")
                     yield future.result()
                 if interrupts:
                     raise KeyboardInterrupt
