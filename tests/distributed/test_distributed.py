@@ -15,7 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 import processes
 from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
 from cggm.distributed.collectives import average_over_ranks_, mean_over_ranks
-from cggm.policies import AGM, DGL, OGMGE, FeaturePareto, MMPareto, ModalityDropout, NormEqualization
+from cggm.policies import (
+    AGM,
+    DGL,
+    MIMO,
+    MLB,
+    OGMGE,
+    SMP,
+    FeaturePareto,
+    MMPareto,
+    ModalityDropout,
+    NormEqualization,
+)
 from cggm.policies.plan import scale_targets
 from helpers import BoundedSum, SmallModel, batches, flat, small_model
 
@@ -28,6 +39,9 @@ POLICIES = {
     "dgl": DGL(),
     "bounded": BoundedSum(),
     "agm": AGM(),
+    "mlb": UnimodalLosses() + MLB(),
+    "mimo": UnimodalLosses() + MIMO(lam=2.0),
+    "smp": SMP(stage_steps=2, epoch_steps=2),
     "ogm": OGMGE(noise=False),
     "ogm-ge": OGMGE(),
     "sum": UnimodalLosses() + CGGM(smoothing=0.3),

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cggm_ops
-from cggm.policies import CGGM, DGL, OGMGE, NormEqualization, UnimodalLosses
+from cggm.policies import CGGM, DGL, MIMO, MLB, OGMGE, SMP, NormEqualization, UnimodalLosses
 from cggm.policies.plan import scale_targets
 from helpers import batches, small_model, wrap
 
@@ -24,6 +24,9 @@ POLICIES = [
     NormEqualization(),
     OGMGE(noise=False),
     DGL(),
+    MLB(),
+    UnimodalLosses() + MIMO(),
+    SMP(stage_steps=5, epoch_steps=2),
 ]
 CASES = [(p, apply) for p in POLICIES for apply in scale_targets(p, adaptive=False)]
 

@@ -11,12 +11,20 @@ from cggm import CGGM, Classification, ModalityDropout, NormEqualization, Unimod
 from cggm.junctions.features import make_junctions
 from cggm.model.shapley import coalitions
 from cggm.optim.step_state import StepState
-from cggm.policies import AGM, DGL, OGMGE, FeaturePareto, Joint, MMPareto
+from cggm.policies import AGM, DGL, MIMO, MLB, OGMGE, SMP, FeaturePareto, Joint, MMPareto
 from cggm.policies.mmpareto import pareto_weight
 from helpers import plan_of
 
 SCORES = st.lists(st.floats(2**-6, 1, width=32), min_size=2, max_size=6)
-POLICIES = [OGMGE(0.5), AGM(1.0), UnimodalLosses() + CGGM(), Joint(), ModalityDropout(0.2)]
+POLICIES = [
+    OGMGE(0.5),
+    AGM(1.0),
+    MLB(0.8, 3.0),
+    UnimodalLosses() + CGGM(),
+    UnimodalLosses() + MIMO(),
+    Joint(),
+    ModalityDropout(0.2),
+]
 RULES = [UnimodalLosses(weight=2.0), NormEqualization(), FeaturePareto(), DGL(), DGL(weight=4.0)]
 
 
@@ -30,6 +38,66 @@ def test_ogm_of_three_modalities_compares_with_the_mean_of_the_others():
     # .6 / .3 = 2, .4 / .4 = 1, .2 / .5 = .4: only the first is ahead
     coefficients = OGMGE(0.3).balance(torch.tensor([0.6, 0.4, 0.2]), {}).coefficients
     torch.testing.assert_close(coefficients, torch.tensor([1 - math.tanh(0.6), 1.0, 1.0]))
+
+
+def test_mlb_by_hand():
+    # s = .6, .3: r = .5 and 2; s = .6, .4, .2: r = .5, 1 and 2.5
+    two = MLB(1.0, beta_max=3.0).balance(torch.tensor([0.6, 0.3]), {}).coefficients
+    torch.testing.assert_close(two, torch.tensor([1 + math.tanh(-0.5), 1 + 2 * math.tanh(1.0)]))
+    three = MLB(0.8).balance(torch.tensor([0.6, 0.4, 0.2]), {}).coefficients
+    torch.testing.assert_close(three, torch.tensor([1 + math.tanh(-0.4), 1.0, 1 + math.tanh(1.2)]))
+
+
+@given(SCORES)
+def test_mlb_stays_within_its_bounds(scores):
+    coefficients = MLB(0.8, beta_max=3.0).balance(torch.tensor(scores), {}).coefficients
+    assert coefficients.min() >= 1 - math.tanh(0.8)
+    assert coefficients.max() <= 3
+
+
+def test_mimo_by_hand_over_three_steps():
+    policy = MIMO(lam=10.0, mu=0.5)
+    first = policy.balance(-torch.tensor([1.0, 2.0]), policy.initial_state(torch.zeros(2)))
+    torch.testing.assert_close(first.unimodal_weights, torch.tensor([5.0, 5.0]))  # nobody lags yet
+    second = policy.balance(-torch.tensor([1.5, 1.8]), first.state)  # lags .5 and 0: softmax of 1 and 0
+    expected = 10 * torch.tensor([math.e / (math.e + 1), 1 / (math.e + 1)])
+    torch.testing.assert_close(second.unimodal_weights, expected)
+    torch.testing.assert_close(second.state["best"], torch.tensor([1.0, 1.8]))
+    assert second.coefficients.tolist() == [1, 1]
+    known = MIMO(lam=10.0, mu=0.5, optimum=(1.0, 1.8)).balance(-torch.tensor([1.5, 1.8]), {})
+    torch.testing.assert_close(known.unimodal_weights, expected)
+    with pytest.raises(ValueError, match=r"optimum must have one loss per modality, 3 here"):
+        MIMO(optimum=(1.0, 1.8)).balance(torch.zeros(3), {})
+
+
+def coefficients_over_steps(policy, scores):
+    state, found = policy.initial_state(torch.zeros(len(scores[0]))), []
+    for row in scores:
+        update = policy.balance(torch.tensor(row), state)
+        state = update.state
+        found.append([int(c) for c in update.coefficients])
+    return found
+
+
+def test_smp_by_hand():
+    policy = SMP(stage_steps=3, epoch_steps=2)
+    scores = [
+        [0.6, 0.4, 0.5],  # the second is weakest
+        [0.1, 0.4, 0.5],  # over both steps .7, .8, 1.0: the first is
+        [0.9, 0.1, 0.1],  # the last epoch counts: the first still is
+        [0.9, 0.1, 0.2],  # second stage: the two weakest of that epoch
+        [0.9, 0.1, 0.1],  # over steps 3 and 4 1.8, .2, .3: the second and the third
+        [0.1, 0.9, 0.9],
+        [0.1, 0.9, 0.9],  # third stage
+        [0.1, 0.9, 0.9],
+    ]
+    expected = [[0, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 1, 1], [1, 1, 1], [1, 1, 1]]
+    assert coefficients_over_steps(policy, scores) == expected
+
+
+def test_smp_leaves_scores_that_are_not_finite_out():
+    scores = [[0.6, 0.4], [math.nan, 0.9], [0.6, 0.4]]
+    assert coefficients_over_steps(SMP(stage_steps=9, epoch_steps=9), scores) == [[0, 1]] * 3
 
 
 def test_agm_by_hand_over_two_steps():
@@ -237,6 +305,7 @@ def test_confidence_of_a_class():
     torch.testing.assert_close(task.confidence(logits, soft), expected)
     measured = OGMGE(0.3).measure(task, [logits, -logits], torch.tensor([1, 0]))
     torch.testing.assert_close(measured, torch.tensor([0.625, 0.375]))
+    assert torch.equal(MLB().measure(task, [logits, -logits], torch.tensor([1, 0])), measured)
     measured = AGM(1.0).measure(task, [logits], torch.tensor([1, 0]))
     torch.testing.assert_close(measured, torch.tensor([(math.log(0.75) + math.log(0.5)) / 2]))
 
@@ -250,6 +319,13 @@ def test_confidence_of_a_class():
         (lambda: MMPareto(-1.0), "gamma must be"),
         (lambda: FeaturePareto(-1.0), "gamma must be"),
         (lambda: ModalityDropout(1.5), "p must be"),
+        (lambda: MLB(-1.0), "alpha must be"),
+        (lambda: MLB(beta_max=0.5), "beta_max must be"),
+        (lambda: MIMO(-1.0), "lam must be"),
+        (lambda: MIMO(mu=0.0), "mu must be"),
+        (lambda: MIMO(optimum=(0.1, -1.0)), "optimum must be"),
+        (lambda: SMP(stage_steps=0, epoch_steps=1), "stage_steps must be"),
+        (lambda: SMP(stage_steps=1, epoch_steps=1.5), "epoch_steps must be"),
         (lambda: DGL(weight=-1.0), "weight must be"),
     ],
 )

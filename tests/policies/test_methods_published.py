@@ -1,4 +1,4 @@
-"""OGM-GE, AGM and MMPareto against plain re-statements of their released arithmetic, step by step."""
+"""OGM-GE, AGM, MMPareto, MLB and MIMO against plain re-statements of their released arithmetic, step by step."""
 
 import copy
 import itertools
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cggm.policies import AGM, OGMGE, MMPareto
+from cggm.policies import AGM, MIMO, MLB, OGMGE, MMPareto, UnimodalLosses
 from helpers import batches, flat, small_model, wrap
 
 LR, STEPS = 0.1, 14
@@ -33,11 +33,13 @@ def fuse(model, features):
     return model.head(model.fusion(torch.cat([f.relu() for f in features], 1)).relu())
 
 
-def ogm_by_hand(model, classifiers, alpha):
+def scaled_by_hand(model, classifiers, coefficient, detached):
+    """Encoders' gradients times a coefficient from the sums of the true classes' probabilities."""
     optimizer = sgd(model, classifiers)
     for inputs, target in batches(STEPS, model.modalities):
         features = encode(model, inputs)
-        outputs = [classifiers[m](f.detach()) for m, f in zip(model.modalities, features, strict=True)]
+        seen = [f.detach() if detached else f for f in features]
+        outputs = [classifiers[m](f) for m, f in zip(model.modalities, seen, strict=True)]
         scores = [sum(o.softmax(1)[b, y].item() for b, y in enumerate(target)) for o in outputs]
         optimizer.zero_grad()
         (
@@ -47,7 +49,46 @@ def ogm_by_hand(model, classifiers, alpha):
             others = [s for j, s in enumerate(scores) if j != i]
             ratio = scores[i] / (sum(others) / len(others))
             for parameter in model.encoders[modality].parameters():
-                parameter.grad *= 1 - math.tanh(alpha * ratio) if ratio > 1 else 1.0
+                parameter.grad *= coefficient(ratio)
+        optimizer.step()
+        yield flat(model)
+
+
+def ogm_by_hand(model, classifiers, alpha):
+    def coefficient(ratio):
+        return 1 - math.tanh(alpha * ratio) if ratio > 1 else 1.0
+
+    return scaled_by_hand(model, classifiers, coefficient, detached=True)
+
+
+def mlb_by_hand(model, classifiers, beta):
+    def coefficient(ratio):
+        if 1 / ratio > 1:
+            return 1 + (beta - 1) * math.tanh(0.8 * (1 / ratio - 1))
+        return 1 + math.tanh(0.8 * (1 / ratio - 1))
+
+    return scaled_by_hand(model, classifiers, coefficient, detached=False)
+
+
+def mimo_by_hand(model, classifiers, lam):
+    """The encoders descend `L + λ Σ σ_i f_i`, their classifiers `f_i`."""
+    optimizer, best = sgd(model, classifiers), [math.inf] * len(model.modalities)
+    for inputs, target in batches(STEPS, model.modalities):
+        features = encode(model, inputs)
+        outputs = [classifiers[m](f) for m, f in zip(model.modalities, features, strict=True)]
+        losses = [F.cross_entropy(output, target) for output in outputs]
+        best = [min(b, f.item()) for b, f in zip(best, losses, strict=True)]
+        shares = torch.softmax(
+            torch.tensor([(f.item() - b) / 0.1 for f, b in zip(losses, best, strict=True)]), 0
+        )
+        encoders = list(model.encoders.parameters())
+        loss = F.cross_entropy(fuse(model, features), target)
+        weighed = loss + lam * sum(share * f for share, f in zip(shares, losses, strict=True))
+        gradients = torch.autograd.grad(weighed, encoders, retain_graph=True)
+        optimizer.zero_grad()
+        (loss + sum(losses)).backward()
+        for parameter, gradient in zip(encoders, gradients, strict=True):
+            parameter.grad = gradient
         optimizer.step()
         yield flat(model)
 
@@ -147,8 +188,10 @@ def mmpareto_by_hand(model, classifiers, gamma):
         (ogm_by_hand, OGMGE(0.4, noise=False), 0.4),
         (agm_by_hand, AGM(1.5), 1.5),
         (mmpareto_by_hand, MMPareto(1.5), 1.5),
+        (mlb_by_hand, UnimodalLosses() + MLB(0.8, beta_max=3.0), 3.0),
+        (mimo_by_hand, UnimodalLosses() + MIMO(lam=2.0), 2.0),
     ],
-    ids=["ogm", "agm", "mmpareto"],
+    ids=["ogm", "agm", "mmpareto", "mlb", "mimo"],
 )
 def test_follows_the_plain_restatement(by_hand, policy, setting, modalities):
     model, classifiers = small_model(modalities), make_classifiers(modalities)

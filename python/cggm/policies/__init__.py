@@ -6,8 +6,11 @@ from .cggm import CGGM
 from .dgl import DGL
 from .dropout import ModalityDropout
 from .equalization import NormEqualization
+from .mimo import MIMO
+from .mlb import MLB
 from .mmpareto import FeaturePareto, MMPareto
 from .ogm_ge import OGMGE
+from .smp import SMP
 from .unimodal import UnimodalLosses
 
 #: Former names: plain joint training is a policy without roles, and every policy is a composition of them.
@@ -17,7 +20,10 @@ __all__ = [
     "AGM",
     "CGGM",
     "DGL",
+    "MIMO",
+    "MLB",
     "OGMGE",
+    "SMP",
     "CoefficientUpdate",
     "Coefficients",
     "Combiner",

@@ -57,7 +57,7 @@ class AGM(Coefficients):
         "combiner",
     )  # the responses' gradients are weighed before it could act
     score_source: ClassVar[ScoreSource] = "responses"
-    score_kind: ClassVar[Literal["loss", "metric"]] = "metric"
+    score_kind: ClassVar[Literal["metric"]] = "metric"
 
     def __post_init__(self) -> None:
         check_range("alpha", self.alpha, 0.0)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cggm.tasks.base import confidence_of
+
 if TYPE_CHECKING:
     from cggm.tasks import Task
 
@@ -47,8 +49,9 @@ class Role:
     #: Whose outputs are scored: the unimodal classifiers', each modality's share of the head's output, or its
     #: Shapley response over forward passes without some modalities.
     score_source: ClassVar[ScoreSource] = "classifiers"
-    #: Which score: the negative unimodal loss, or what `measure` makes of those outputs.
-    score_kind: ClassVar[Literal["loss", "metric"]] = "loss"
+    #: Which score: the negative unimodal loss, or what `measure` makes of those outputs, by default the task's score
+    #: ("metric") or the mean confidence in the truth ("confidence").
+    score_kind: ClassVar[Literal["loss", "metric", "confidence"]] = "loss"
 
     def __add__(self, other: Role | Policy) -> Policy:
         """A policy of this role and another one, or of all the roles of another policy.
@@ -59,7 +62,9 @@ class Role:
         return Policy.of(self) + other
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Scores `[M]` of M outputs (detached) where `score_kind` is `"metric"`; by default the task's own."""
+        """Scores `[M]` of M outputs (detached) where `score_kind` is not `"loss"`."""
+        if self.score_kind == "confidence":
+            return torch.stack([confidence_of(task, output, target).float().mean() for output in outputs])
         return torch.stack([task.score(output, target).float() for output in outputs])
 
     def initial_state(self, scores: Tensor) -> State:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from cggm.tasks.base import confidence_of
-
 from .base import Coefficients, CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
-
-if TYPE_CHECKING:
-    from cggm.tasks import Task
 
 _ROUNDING = 1e-6  # equal scores must not count as ahead of each other
 
@@ -50,7 +44,7 @@ class OGMGE(Coefficients):
     _: KW_ONLY
     noise: bool = True  # type: ignore[misc]
     split_head: bool = False
-    score_kind: ClassVar[Literal["loss", "metric"]] = "metric"
+    score_kind: ClassVar[Literal["confidence"]] = "confidence"
 
     def __post_init__(self) -> None:
         check_range("alpha", self.alpha, 0.0)
@@ -63,10 +57,6 @@ class OGMGE(Coefficients):
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
         """With noise on the gradients; else `feature` before SGD, and `update` before Adam and kin."""
         return ("gradient",) if self.noise else super().scale_targets(adaptive)
-
-    def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Mean confidences `[M]`; the paper's sums over the batch have the same ratios."""
-        return torch.stack([confidence_of(task, output, target).float().mean() for output in outputs])
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
         """Coefficients from this step's confidences alone; 1 where one is not finite."""

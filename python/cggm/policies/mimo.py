@@ -1,0 +1,72 @@
+"""Multimodal learning by multi-objective optimization (Fernando et al., 2025, arXiv 2511.06686)."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Coefficients, CoefficientUpdate, ScaleTarget, State, all_finite, check_range
+
+
+@dataclass(frozen=True)
+class MIMO(Coefficients):
+    """Gives nearly all of the unimodal weight to the modality that is farthest from its best unimodal loss.
+
+    `g_i = g_multimodal + λ σ_i g_unimodal` with `σ = softmax((f − f*) / μ)`: `f_i` is modality i's unimodal loss on
+    the batch, `f*_i` the loss that it reaches when it is trained alone or, where that is not known, its best batch
+    so far. The smaller μ, the nearer the rule is to training the worst modality alone (the minimax problem of the
+    paper). Needs a combiner that takes a weight: `UnimodalLosses() + MIMO()`. The classifiers themselves learn from
+    their losses at weight 1.
+
+    Args:
+        lam: λ `>= 0`, factor of the unimodal gradients; the paper takes 10 or more.
+        mu: μ `>= 1e-6`, temperature of the softmax.
+        optimum: `f*_i` for each modality, in the order of `encoders`; None for the best so far.
+
+    Raises:
+        ValueError: an argument outside its range; at the first step, `optimum` of another length than there are
+            modalities.
+
+    >>> policy = MIMO(lam=10.0, mu=1.0, optimum=(0.5, 0.2))
+    >>> policy.balance(torch.tensor([-1.0, -0.7]), {}).unimodal_weights                 # both lag by .5
+    tensor([5., 5.])
+    """
+
+    lam: float = 10.0
+    mu: float = 0.1
+    _: KW_ONLY
+    optimum: tuple[float, ...] | None = None  # type: ignore[misc]
+    weighs_unimodal: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range("lam", self.lam, 0.0)
+        check_range("mu", self.mu, 1e-6)
+        for value in self.optimum or ():
+            check_range("optimum", value, 0.0)
+
+    def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
+        """`feature`, where the unimodal gradient gets its weight; the coefficients themselves are 1."""
+        return ("feature",)
+
+    def initial_state(self, scores: Tensor) -> State:
+        """The best losses so far: infinite, so that nobody lags in the first step."""
+        return {} if self.optimum is not None else {"best": torch.full_like(scores, torch.inf)}
+
+    def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
+        """Coefficients 1, and unimodal weights from the losses; equal ones where a loss is not finite."""
+        losses, finite = -scores, all_finite(scores)
+        if self.optimum is None:
+            best = torch.where(finite, torch.minimum(losses, state["best"]), state["best"])
+            state = {"best": best}
+        else:
+            if len(self.optimum) != scores.numel():
+                raise ValueError(
+                    f"optimum must have one loss per modality, {scores.numel()} here, got {self.optimum!r}"
+                )
+            best = torch.cat([torch.full_like(scores[:1], value) for value in self.optimum])
+        lag = torch.where(finite, losses - best, torch.zeros_like(scores))  # [M]
+        ones = torch.ones_like(scores)
+        return CoefficientUpdate(ones, ones, state, self.lam * torch.softmax(lag / self.mu, 0))

@@ -1,0 +1,68 @@
+"""Sequential modality prioritization, a part of G²D (Rakib and Bagavathi, ICCV 2025, arXiv 2506.21514)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .base import Coefficients, CoefficientUpdate, State, all_finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMP(Coefficients):
+    """Trains the weakest modality first, adds the next stronger one stage by stage, and ends with all of them.
+
+    In stage k = 1, ..., M the k modalities of the lowest scores get coefficient 1 and the others 0; the last stage
+    lasts for good. The scores are mean confidences in the truth over the last finished epoch, or over the steps so far
+    during the first one, so that the order may change after each epoch. The paper takes the confidences of unimodal
+    teachers that were trained before; ours are the unimodal classifiers'. Its default is stages of equal length, half
+    of the training each for two modalities.
+
+    Args:
+        stage_steps: optimizer steps per stage, a whole number `>= 1`.
+        epoch_steps: optimizer steps per epoch, `len(loader)`, a whole number `>= 1`.
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    >>> policy = SMP(stage_steps=2, epoch_steps=1)
+    >>> policy.balance(torch.tensor([0.6, 0.3]), policy.initial_state(torch.zeros(2))).coefficients
+    tensor([0., 1.])
+    """
+
+    stage_steps: int
+    epoch_steps: int
+    score_kind: ClassVar[Literal["confidence"]] = "confidence"
+
+    def __post_init__(self) -> None:
+        for name in ("stage_steps", "epoch_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
+
+    def initial_state(self, scores: Tensor) -> State:
+        """No step taken."""
+        return {
+            "sums": torch.zeros_like(scores),  # [M], of this epoch's scores
+            "last": torch.zeros_like(scores),  # [M], the sums of the last finished epoch
+            "steps": torch.zeros((), device=scores.device),
+        }
+
+    def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
+        """Coefficients 0 or 1. A batch whose scores are not finite counts as a step without scores."""
+        steps = state["steps"]
+        sums = state["sums"] + torch.where(all_finite(scores), scores, torch.zeros_like(scores))
+        compared = torch.where(steps < self.epoch_steps, sums, state["last"])  # [M]
+        weaker = (compared < compared[:, None]).sum(1)  # [M], how many have a lower score
+        stage = torch.div(steps, self.stage_steps, rounding_mode="floor")
+        coefficients = (weaker <= stage).to(scores.dtype)
+        done = (steps + 1) % self.epoch_steps == 0
+        state = {
+            "sums": torch.where(done, torch.zeros_like(sums), sums),
+            "last": torch.where(done, sums, state["last"]),
+            "steps": steps + 1,
+        }
+        return CoefficientUpdate(coefficients, coefficients, state)
