@@ -260,9 +260,9 @@ def test_unfreezing_later(apply):
     train(model, optimizer, steps=2, seed=5)
     assert torch.equal(flat(model.encoders["audio"]), frozen)  # ρ = 0: modulated as soon as it learns
     optimizer = wrap(small_model(), policy=CGGM(), apply=apply)  # and ρ = 1 from the start, for contrast
-    train(optimizer._model._model, optimizer, steps=2)
+    train(optimizer._model.module, optimizer, steps=2)
     assert not torch.equal(
-        flat(optimizer._model._model.encoders["audio"]), flat(small_model().encoders["audio"])
+        flat(optimizer._model.module.encoders["audio"]), flat(small_model().encoders["audio"])
     )
 
 

@@ -203,7 +203,7 @@ def test_training_steps_of_every_task(make, policy):
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_the_default_classifier_of_a_model_that_puts_out_a_map(kernel):
     model = Unet(kernel)
-    classifiers = build_classifiers(None, {"flair": model.flair, "t1": model.t1}, model.head)
+    classifiers = build_classifiers({}, {"flair": model.flair, "t1": model.t1}, model.head)
     one = classifiers.flair
     assert isinstance(one, UnimodalMapClassifier)
     assert one.width == 6
@@ -227,4 +227,8 @@ def test_maps_of_other_dimensions(kind, grid):
 def test_heads_without_a_default_classifier():
     for head, attention in ((nn.Conv2d(8, 4, 1, groups=2), None), (nn.Conv2d(8, 4, 1), "attention")):
         with pytest.raises(ValueError, match="no default classifier for a head of type Conv2d"):
-            build_classifiers(attention, {"flair": nn.Linear(2, 2), "t1": nn.Linear(2, 2)}, head)
+            build_classifiers(
+                dict.fromkeys(("flair", "t1"), attention),
+                {"flair": nn.Linear(2, 2), "t1": nn.Linear(2, 2)},
+                head,
+            )
