@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cggm import CGGMOptimizerWrapper, Encoder, Policy, UnimodalLosses
+from cggm import CGGM, CGGMOptimizerWrapper, Encoder, Policy, UnimodalLosses
 from cggm.policies import Role
 from cggm.policies.plan import Plan, make_plan
 
@@ -74,7 +74,7 @@ def wrap(
         options["encoders"] = {
             m: Encoder(f"encoders.{m}", classifier=classifiers.get(m)) for m in model.modalities
         }
-    optimizer = CGGMOptimizerWrapper(base, model, **{"head": "head", "policy": policy} | options)
+    optimizer = CGGMOptimizerWrapper(base, model, **{"head": "head", "policy": policy or CGGM()} | options)
     if flatten:
         optimizer.flatten_gradients()
     return optimizer

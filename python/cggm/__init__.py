@@ -3,7 +3,7 @@
 from .model.encoders import Encoder
 from .optim.checkpoint import plain_state_dict
 from .optimizer import CGGMOptimizerWrapper
-from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
+from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses, default_policy
 from .recorder import Recorder
 from .tasks import Classification, MultiLabel, Regression, Segmentation, Task
 
@@ -23,5 +23,6 @@ __all__ = [
     "Segmentation",
     "Task",
     "UnimodalLosses",
+    "default_policy",
     "plain_state_dict",
 ]

@@ -23,7 +23,7 @@ from .optim.objective import check_loss, total_loss
 from .optim.statistics import Statistics
 from .optim.step import Fused, StepExecutor
 from .optim.step_state import StepState
-from .policies import CGGM, Policy, Role
+from .policies import Policy, Role, default_policy
 from .policies.base import ScaleTarget, check_range
 from .policies.plan import check_distribution, check_updated, make_plan
 from .tasks import Task, find_task
@@ -42,7 +42,8 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         encoders: at least two; modality name -> encoder, by dotted submodule name, by module, or as an `Encoder` that
             also says where its features are and which unimodal classifier it has.
         head: the fusion's output layer, by name or module; it has a weight matrix `[C, H]`.
-        policy: the balancing method, by default `CGGM()`.
+        policy: the balancing method, by default `default_policy()`: `NormEqualization(bounded=True) +
+            ModalityDropout(0.2)`.
         task: `"classification"`, `"regression"`, `"segmentation"`, `"multi-label"`, or a `Task`.
         apply: what the coefficients scale. `"feature"`: the gradient entering the encoder, whatever its size.
             `"gradient"`: the parameters' gradients. `"update"`: what the optimizer does to the parameters, which
@@ -90,7 +91,7 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         if classifier_lr is not None:
             check_range("classifier_lr", classifier_lr, 0.0)
         self.task = find_task(task)
-        self._plan = make_plan(CGGM() if policy is None else policy, apply, optimizer)
+        self._plan = make_plan(default_policy() if policy is None else policy, apply, optimizer)
         context = DistributedContext(model)
         check_distribution(self._plan, context)
         self._model = MultimodalModel(model, read_encoders(encoders), head, self._plan, context)

@@ -3,6 +3,7 @@
 from .agm import AGM
 from .base import Coefficients, CoefficientUpdate, Combiner, Dropout, Objective, Policy, Role
 from .cggm import CGGM
+from .default import default_policy
 from .dgl import DGL
 from .dropout import ModalityDropout
 from .equalization import NormEqualization
@@ -38,4 +39,5 @@ __all__ = [
     "Policy",
     "Role",
     "UnimodalLosses",
+    "default_policy",
 ]

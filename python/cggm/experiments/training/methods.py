@@ -56,7 +56,7 @@ METHODS: Mapping[str, Method] = {
         policies.SMP(stage_steps=190, epoch_steps=19)
     ),  # half of 20 epochs of 1,200 samples in batches of 64
     "dropout": Method(policies.ModalityDropout(0.35)),
-    "default": Method(policies.NormEqualization() + policies.ModalityDropout(0.2)),
+    "default": Method(policies.default_policy()),
 }
 
 
