@@ -1,4 +1,4 @@
-"""The implementations under test, and inputs for them. A new implementation joins every test by one line here."""
+"""The implementations under test, and inputs for them. One line here adds an implementation to every test."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Implementation(NamedTuple):
     name: str
     device: str
-    ops: (
-        Any  # has batched_cosine, batched_cosine_backward, scale_ and modulate_ with the operators' arguments
-    )
+    ops: Any  # has the operators as attributes
 
 
 IMPLEMENTATIONS = [Implementation("reference", "cpu", cggm_ops.reference)]
@@ -40,7 +38,7 @@ def random(*shape, dtype=torch.float32, seed=0, scale=1.0, device="cpu"):
 
 
 def gradients(dtype=torch.float32, seed=0, device="cpu"):
-    """Tensors whose sizes meet every path: empty, one element, tails, several chunks, several dimensions."""
+    """Return tensors that cover every path: empty, one element, tails, several chunks, several dimensions."""
     shapes = [(0,), (1,), (7,), (16,), (17, 3), (), (2, 3, 5), (40_001,), (129, 130)]
     return [random(*shape, dtype=dtype, seed=seed + i, device=device) for i, shape in enumerate(shapes)]
 
@@ -54,14 +52,14 @@ def coefficients(dtype=torch.float32, device="cpu"):
 
 
 def head(modalities=3, size=1000, dtype=torch.float32, seed=50, device="cpu"):
-    """A fusion gradient and `modalities` gradients that are similar to it, the more so the later."""
+    """Return a fusion gradient and M others, each more similar to it than the one before."""
     fusion = random(size, dtype=dtype, seed=seed, device=device)
     noise = [random(size, dtype=dtype, seed=seed + 1 + m, device=device) for m in range(modalities)]
     return fusion, [(fusion * m + noise[m]).to(dtype) for m in range(modalities)]
 
 
 def bits(tensor):
-    """The bytes, so that NaN equals NaN and -0 differs from 0."""
+    """Return the bytes: NaN equals NaN, and -0 differs from 0."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 

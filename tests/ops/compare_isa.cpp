@@ -1,6 +1,6 @@
-// Runs the loops of both instruction sets of x86-64 on the same input and counts the results that differ.
-// Products of two floats are exact in double, so that fused multiply-adds change nothing and the bits must agree; sums of
-// products of doubles may differ in their last places.
+// Runs the loops of both instruction sets of x86-64 on the same input and counts differing results. Products of two floats are
+// exact in double, so that fused multiply-adds change nothing and the bits must agree. Sums of products of doubles may differ
+// in their last digits.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -17,14 +17,14 @@ void check(bool good, const char* what, const char* type, int64_t n) {
   if (!good && ++failures < 20) std::printf("%s differs in %s at %ld elements\n", what, type, static_cast<long>(n));
 }
 
-// Random bit patterns: every exponent, subnormal numbers, infinities and NaN where `wild`, moderate values otherwise.
+// Random bit patterns. With `wild` they include every exponent, subnormal numbers, infinities and NaN.
 template <typename T>
 std::vector<T> random_values(int64_t n, bool wild, std::mt19937_64& generator) {
   std::vector<T> values(n);
   for (T& value : values) {
     uint64_t bits = generator();
     if (!wild) {
-      // Clears the exponent but for its lowest bits and puts it near that of one, for every format.
+      // Sets the exponent close to that of one, for every format.
       const double moderate = std::ldexp(static_cast<double>(bits >> 11), -53) - 0.5;
       const float single = static_cast<float>(moderate);
       uint32_t word;
@@ -43,7 +43,7 @@ bool close(double a, double b, bool exact) {
   return exact ? a == b : a == b || std::abs(a - b) <= 1e-12 * (std::abs(a) + std::abs(b)) + 1e-12;
 }
 
-// The payload of a NaN may get lost on the way to float16 and back.
+// Conversions to float16 and back may change the payload of a NaN.
 bool same_bits(const std::vector<Half>& a, const std::vector<Half>& b) {
   const auto is_nan = [](Half x) { return (x.bits & 0x7fff) > 0x7c00; };
   for (size_t i = 0; i < a.size(); ++i)
@@ -75,7 +75,7 @@ void compare(const char* type, bool wild) {
     first.products(fusion.data(), rows, 2, 0, n, one);
     second.products(fusion.data(), rows, 2, 0, n, two);
     for (int k = 0; k < 5; ++k) check(close(one[k], two[k], exact), "products", type, n);
-    if (wild) continue;  // combining rounds products with a weight, which a fused multiply-add does not
+    if (wild) continue;  // a fused multiply-add does not round the product with a weight
     const double weights[] = {0.5, -0.25, 2.0};  // powers of two: exact in both
     std::vector<T> x(n), y(n);
     first.combine(fusion.data(), rows, 2, 0, n, weights, x.data());

@@ -1,8 +1,8 @@
 """Checks every kernel against the reference on one device: `python kernel_checks.py --device cuda --backend compiled`.
 
-A program and not a test, because it runs in several places: on a GPU (`make gpu`), under the interpreter of Triton,
-and with the CUDA sources built for the host. Inputs are random and fresh; memory for results is poisoned; sizes are
-odd; some tensors are views whose neighbours in memory must stay as they are.
+This is a program and not a test, because it runs in several places: on a GPU (`make gpu`), under the interpreter of
+Triton, and with the CUDA sources built for the host. Inputs are random, sizes are odd, memory for results is filled
+with NaN beforehand, and some tensors are views whose neighbours in memory must not change.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check_scale(device: str, dtype: torch.dtype) -> None:
 
 
 def check_many_gradients(device: str, dtype: torch.dtype) -> None:
-    """scale_ over more tensors than one launch takes, of all dtypes, and again for the same bits."""
+    """scale_ with more tensors than fit in one launch, of all dtypes; a second run gives the same bits."""
     if dtype != torch.float32:
         return
     sizes = tuple(5 + index % 97 for index in range(1100))
@@ -67,7 +67,7 @@ def check_many_gradients(device: str, dtype: torch.dtype) -> None:
 
 
 def check_special_values(device: str, dtype: torch.dtype) -> None:
-    """NaN, infinities and a factor of one: bits stay; an infinite coefficient does not leak out of padding."""
+    """NaN and infinity: a factor of one keeps all bits; an infinite coefficient does not turn padding into NaN."""
     grad = torch.randn(1003, device=device).to(dtype)
     grad[5], grad[7] = float("nan"), float("inf")
     before = grad.clone()
@@ -76,7 +76,7 @@ def check_special_values(device: str, dtype: torch.dtype) -> None:
     assert torch.equal(grad.view(bits), before.view(bits)), "a coefficient of one changed bits"
     grad = torch.ones(1003, device=device).to(dtype)
     norms = cggm_ops.scale_([grad], [0], torch.full((1,), float("inf"), device=device))
-    assert norms[0] == float("inf"), "an infinite coefficient leaked"
+    assert norms[0] == float("inf"), "an infinite coefficient turned padding into NaN"
     assert cggm_ops.scale_([], [], torch.ones(2, device=device)).tolist() == [0, 0, 0], "no tensors at all"
 
 
@@ -117,9 +117,9 @@ def compare_cosine(fusion: Tensor, unimodal: list[Tensor]) -> None:
 
 
 def check_modulate(device: str, dtype: torch.dtype) -> None:
-    """modulate_: what scale_ and batched_cosine do, head gradients in another dtype, or among the gradients."""
+    """modulate_: head gradients of another dtype, and one that is among the gradients."""
     for head_dtype in (dtype, torch.float32):
-        case, guards = guarded(device, dtype, SIZES + (5,) * 64)  # more than the small table holds
+        case, guards = guarded(device, dtype, SIZES + (5,) * 64)  # more than fit in the small table
         call = modulate(case, 7 * 611, head_dtype)
         grads, owner, coefficients, fusion, _ = call.arguments
         grads.append(fusion)
@@ -132,7 +132,7 @@ def check_modulate(device: str, dtype: torch.dtype) -> None:
 
 
 def check_full_grid(device: str, dtype: torch.dtype) -> None:
-    """modulate_ and adamw_ with more chunks than a GPU runs blocks at a time, all of which meet at a barrier."""
+    """modulate_ and adamw_ with more chunks than a GPU runs blocks at a time: all blocks wait at a barrier."""
     case = Case((500 * 8192 + 5, 70_001, 3), device=device, dtype=dtype, unowned=True, draw=normal)
     for _ in range(3):
         call = modulate(case, 1_000_003)
@@ -161,7 +161,7 @@ CHECKS: list[Callable[[str, torch.dtype], None]] = [
 
 
 def check_float64(device: str) -> None:
-    """GPU kernels refuse float64 before they change anything; the public functions choose the reference on a GPU."""
+    """GPU kernels refuse float64 before they change anything; the public functions choose the reference for it."""
     ones = lambda: torch.ones(3, dtype=torch.float64, device=device)  # noqa: E731
     param, step = ones(), torch.zeros((), device=device)
     kernels = torch.ops.cggm_ops
@@ -180,7 +180,7 @@ def check_float64(device: str) -> None:
 
 
 def refusal(call: Callable[[], object]) -> str:
-    """Return what a call is refused with, or nothing."""
+    """Return the message with which a call is refused, or nothing."""
     try:
         call()
     except ValueError as error:
@@ -189,7 +189,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 def run(device: str, only: str, without: str | None) -> Iterator[str]:
-    """Run all checks whose name holds `only` and not `without`; yield what passed."""
+    """Run all checks whose name contains `only` but not `without`; yield those that passed."""
     for check, dtype in itertools.product(CHECKS + [check_full_grid] * (device == "cuda"), DTYPES):
         if only in check.__name__ and (without is None or without not in check.__name__):
             check(device, dtype)

@@ -14,13 +14,22 @@ from cggm_ops import reference
 from tolerances import assert_elements
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # no GPU kernel is built for float64
-SIZES = (1, 3, 31, 1000, 2 * 8192 + 5, 8191, 8192, 0)  # every fourth is aligned: one of several full chunks
-MARGIN = 16  # elements before and after a view that no kernel may touch
+SIZES = (
+    1,
+    3,
+    31,
+    1000,
+    2 * 8192 + 5,
+    8191,
+    8192,
+    0,
+)  # every fourth is aligned; one of those has full chunks
+MARGIN = 16  # elements around a view that no kernel may change
 MARK = 7.0
 
 
 class Guards:
-    """Draws views of larger buffers full of marks, at addresses of every alignment, some of them transposed."""
+    """Draws views of larger buffers filled with a mark, at addresses of every alignment, some of them transposed."""
 
     def __init__(self) -> None:
         self.buffers: list[tuple[Tensor, int, int]] = []
@@ -35,7 +44,7 @@ class Guards:
         return view.view(2, -1).t() if size and size % 2 == 0 else view
 
     def check(self) -> None:
-        """Fail where a neighbour has changed."""
+        """Fail if memory around a view has changed."""
         for buffer, offset, size in self.buffers:
             around = torch.cat([buffer[:offset], buffer[offset + size :]])
             assert bool((around == MARK).all()), f"memory around a view of {size} elements was overwritten"
@@ -55,13 +64,13 @@ def normal(size: int, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def mixed() -> Callable[[int, torch.dtype, str], Tensor]:
-    """Return a function that draws one dtype after the other, whatever it is asked for."""
+    """Return a function that draws tensors of one dtype after the other."""
     dtypes = itertools.cycle(DTYPES)
     return lambda size, _, device: normal(size, next(dtypes), device)
 
 
 def poison(device: str) -> None:
-    """Leave NaN where the next results will lie."""
+    """Fill memory that the next results will probably use with NaN, and free it."""
     nan = {"fill_value": float("nan"), "dtype": torch.float64, "device": device}
     blocks = [torch.full((count,), **nan) for count in (1, 8, 64, 512, 4096)]
     del blocks
@@ -74,16 +83,16 @@ def compare(
     exact: bool = True,
     terms: Callable[[Tensor], Tensor | float] = lambda wanted: 0.0,
 ) -> tuple[Any, Any]:
-    """Call the kernel and hold what it changed to the definition, and what it only read to what it was.
+    """Call the kernel; compare what it changed with the definition, and what it read with the values before.
 
     Args:
         call: the operator on its inputs.
         quantity: the line of the tolerance table for the tensors that change.
-        exact: whether the definition works on copies in float64, or on copies of the same dtype.
-        terms: the magnitude of the terms of a result, given the result.
+        exact: whether the definition uses float64 instead of the dtype of the tensors.
+        terms: returns the magnitude of the terms of a result, given the result.
 
     Returns:
-        What the kernel returned, and what the definition did.
+        The results of the kernel and of the definition.
     """
     before: dict[int, Tensor] = {}
     copies: dict[int, Tensor] = {}
@@ -114,7 +123,7 @@ def compare(
 
 
 def assert_norms(norms: Tensor, grads: list[Tensor], owner: list[int]) -> None:
-    """The squared norms are those of what was stored."""
+    """Compare squared norms with those of the stored gradients."""
     expected = torch.zeros_like(norms)
     for grad, modality in zip(grads, owner, strict=True):
         expected[modality] += grad.double().square().sum()
@@ -122,6 +131,6 @@ def assert_norms(norms: Tensor, grads: list[Tensor], owner: list[int]) -> None:
 
 
 def products_of_norms(gram: Tensor) -> Tensor:
-    """What no dot product of two of the vectors exceeds, [S, K, K]."""
+    """Return the upper bounds of the dot products, [S, K, K]."""
     norms = gram.diagonal(dim1=1, dim2=2).sqrt()
     return norms[:, :, None] * norms[:, None, :]

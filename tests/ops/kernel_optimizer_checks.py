@@ -23,7 +23,7 @@ def modulations(case: Case) -> Iterator[Modulation]:
 
 
 def compare_step(call: Call) -> None:
-    """Compare with float64. Parameters and states are of the order of one, whatever is left of a parameter."""
+    """Compare with float64. The terms are of the order of one, even if they cancel in a parameter."""
     compare(call, "optimizer step", terms=lambda wanted: 1 + wanted.abs())
 
 
@@ -43,7 +43,7 @@ def check_adamw(device: str, dtype: torch.dtype) -> None:
 
 
 def check_sgd(device: str, dtype: torch.dtype) -> None:
-    """sgd_: with and without momentum, Nesterov's, and the first step, whose buffers hold NaN."""
+    """sgd_: with and without momentum, with Nesterov's, and a first step, whose buffers hold NaN."""
     rules = ((0.0, False, False), (0.9, False, False), (0.9, True, False), (0.9, False, True))
     for which, (momentum, nesterov, first) in itertools.product(range(3), rules):
         case, guards = guarded(device, dtype)
@@ -58,7 +58,7 @@ def check_sgd(device: str, dtype: torch.dtype) -> None:
 
 
 def check_many_params(device: str, dtype: torch.dtype) -> None:
-    """adamw_ and sgd_ over more parameters than one launch takes."""
+    """adamw_ and sgd_ with more parameters than fit in one launch."""
     if dtype != torch.float32:
         return
     case = Case(tuple(3 + index % 5 for index in range(1100)), device=device, draw=normal)

@@ -14,7 +14,7 @@ from tolerances import assert_elements
 
 
 def check_gram(device: str, dtype: torch.dtype) -> None:
-    """segment_gram: odd sizes, views, transposed tensors, sets in another order of memory, many small segments."""
+    """segment_gram: odd sizes, views, transposed tensors, sets with different strides, nearly opposed tensors."""
     for sets, sizes in ((1, SIZES), (2, SIZES), (3, SIZES), (5, (700, 8200))):
         case, guards = guarded(device, dtype, sizes)
         call = gram(case, sets)
@@ -28,7 +28,7 @@ def check_gram(device: str, dtype: torch.dtype) -> None:
     first, second = near.to(device, dtype), (-near).to(device, dtype)
     second[17] += 0.25
     found = cggm_ops.segment_gram([[first], [second]])[0]
-    exact = (first.double() + second.double()).square().sum()  # what is left where all else cancels
+    exact = (first.double() + second.double()).square().sum()  # the rest after cancellation
     assert_elements("gram", found.sum(), exact, terms=found.abs().sum())
 
 
@@ -46,7 +46,7 @@ def check_combine(device: str, dtype: torch.dtype) -> None:
 
 
 def compare_combination(call: Call) -> None:
-    """Compare with float64; the terms that are rounded are K times Σ_k |w_k g_k|."""
+    """Compare with float64; the rounded terms add up to at most K · Σ_k |w_k g_k|."""
     into, others, weights = call.arguments
     rows = [[tensor.double().abs() for tensor in row] for row in (into, others)]
     reference.segment_combine_(*rows, weights.shape[1] * weights.abs())
@@ -55,7 +55,7 @@ def compare_combination(call: Call) -> None:
 
 
 def check_many_segments(device: str, dtype: torch.dtype) -> None:
-    """segment_gram and segment_combine_ over more segments than one launch takes."""
+    """segment_gram and segment_combine_ with more segments than fit in one launch."""
     if dtype != torch.float32:
         return
     case = Case(tuple(index % 7 for index in range(1050)), device=device, draw=mixed())

@@ -1,4 +1,4 @@
-"""The extension asks torch for nothing that the oldest supported version, 2.11, lacks."""
+"""The extension uses only functions of torch that the oldest supported version, 2.11, has."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ GUARD = re.compile(r"TORCH_FEATURE_VERSION\s*>=\s*TORCH_VERSION_(\d+)_(\d+)_\d+"
 
 
 def declared():
-    """Every function of torch's C interface with the version that brought it, read from the headers' #if blocks."""
+    """Return the functions of torch's C interface with the version that added each, from the headers' #if blocks."""
     functions = {}
     for path in SHIMS:
         blocks = []
@@ -53,7 +53,7 @@ def test_headers_tell_versions():
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
 def test_the_module_compiles_with_the_pybind11_inside_torch_2_11(tmp_path):
-    """Which refuses to be read where the stable interface of torch is asked for, as all other files here do."""
+    """That copy does not compile in the stable-ABI mode of all other files."""
     folder = tmp_path / "pybind11"
     folder.mkdir()
     (folder / "pybind11.h").write_text(
@@ -76,7 +76,7 @@ def test_every_undefined_symbol_is_in_the_oldest_torch():
 
 
 def check_symbols(library):
-    """Refuse symbols that the oldest torch lacks, and C++ symbols, which have no stable interface at all."""
+    """Fail on symbols that the oldest torch lacks, and on C++ symbols, which have no stable interface."""
     command = ["nm", "-D", "--undefined-only", str(library)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True)
     symbols = [line.split()[-1].split("@")[0] for line in listing.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: nvcc compiles them without spills, and on the host they compute what they should."""
+"""The CUDA kernels without a GPU: nvcc compiles them without spills, and run on the host they are right."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_there_are_kernels():
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_compiles_for_every_architecture_without_spills(source, tmp_path):
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
-    # What torch defines when it builds extensions: conversions must be spelt out.
+    # torch defines these when it builds extensions: conversions must be explicit.
     without = ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS", "HALF2_OPERATORS")
     flags = ["-O3", "-std=c++17", "-Xptxas", "-v", *targets, *(f"-D__CUDA_NO_{name}__" for name in without)]
     command = ["nvcc", *flags, "-c", str(source), "-o", str(tmp_path / "kernel.o")]
@@ -43,7 +43,7 @@ def test_compiles_for_every_architecture_without_spills(source, tmp_path):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """The CUDA sources built by the C++ compiler, with a header that runs kernels on the host."""
+    """Build the CUDA sources with the C++ compiler and a header that runs kernels on the host."""
     compiler = shutil.which(os.environ.get("CXX", "c++").split()[0])
     if compiler is None or sys.platform != "linux":
         pytest.skip("this needs a C++ compiler on Linux")
@@ -55,7 +55,7 @@ def library(tmp_path_factory):
     objects = []
     for source in [*sources, HERE / "cuda_on_host" / "register.cpp"]:
         if source == CSRC / "cuda" / "register.cpp":
-            continue  # included by the other one
+            continue  # included by cuda_on_host/register.cpp
         objects.append(str(folder / f"{source.name}.o"))
         command = [compiler, *flags, "-x", "c++", "-c", str(source), "-o", objects[-1]]
         subprocess.run(command, check=True, timeout=300)

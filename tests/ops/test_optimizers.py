@@ -1,4 +1,4 @@
-"""adamw_ and sgd_: torch.optim in float64, hand-worked values, scales, odd layouts, refusals."""
+"""adamw_ and sgd_: torch.optim in float64, hand-worked values, scales, unusual strides."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def adam_case(dtype):
 
 
 def torch_adam(case, scale, update_scale, decoupled, maximize):
-    """torch's own rule for one tensor after the other, on the modulated gradient, at a learning rate per modality."""
+    """Take steps with torch's rule, tensor by tensor, on modulated gradients, with a learning rate per modality."""
     for param, grad, exp_avg, exp_avg_sq, step, owner in zip(*case, OWNER, strict=True):
         rate = 1.0 if owner < 0 else update_scale[owner].item()
         optimizer = torch.optim.Adam(

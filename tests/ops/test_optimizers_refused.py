@@ -1,4 +1,4 @@
-"""What the optimizer steps refuse, every implementation alike, and that nothing has changed by then."""
+"""Arguments of optimizer steps that every implementation refuses before it changes anything."""
 
 import pytest
 import torch

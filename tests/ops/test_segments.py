@@ -1,4 +1,4 @@
-"""segment_gram and segment_combine_: hand-worked values, float64, odd layouts, refusals, autograd."""
+"""segment_gram and segment_combine_: hand-worked values, float64, unusual strides, refusals, autograd."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Triton's kernels without a GPU: right under its interpreter, and fast machine code from its compiler."""
+"""The Triton kernels without a GPU: right under the interpreter, and compiled to fast machine code."""
 
 import contextlib
 import importlib.util
@@ -64,7 +64,7 @@ def test_no_operator_waits_for_the_device_on_its_way_to_the_kernels():
 
 
 def run(program, *arguments, **environment):
-    """Run a program of this folder in a process of its own: the interpreter is chosen when Triton is imported."""
+    """Run a program of this folder in its own process: importing Triton decides about the interpreter."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
         [sys.executable, str(HERE / program), *map(str, arguments)],
@@ -80,7 +80,7 @@ def run(program, *arguments, **environment):
 @needs_triton
 @pytest.mark.slow
 def test_every_kernel_is_right_under_the_interpreter():
-    # More tensors than a launch takes are a matter of the compiled kernels' tables, and slow to interpret.
+    # Leave out large numbers of tensors: they test the tables of the CUDA kernels, and are slow to interpret.
     out = run("kernel_checks.py", "--backend", "triton", "--without", "many", TRITON_INTERPRET="1")
     assert out.strip().endswith("24 checks passed on cpu"), out
 

@@ -1,7 +1,7 @@
-"""Compiles every Triton kernel for GPUs that are not there, and prints what the machine code holds, as JSON.
+"""Compiles every Triton kernel without a GPU, and prints properties of the machine code as JSON.
 
-A program of its own, since a process with Triton's interpreter cannot compile. For each kernel and dtype it tells
-the bytes of local memory, and the widths in bits of global loads and stores that occur.
+This is a program, because a process with Triton's interpreter cannot compile. For each kernel and dtype it prints the
+bytes of local memory, and the widths in bits of global loads and stores.
 """
 
 import json
@@ -19,7 +19,7 @@ from cggm_ops.triton import modulation, optimizers, tables
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 STEP = {"HAS_GRAD_SCALE": True, "HAS_UPDATE_SCALE": True}
-# Types of arguments that are no constants, by name.
+# The types of arguments that are not constants.
 TYPES = {
     "table": "*i64",
     "coefficients": "*fp32",
@@ -31,7 +31,7 @@ TYPES = {
     **dict.fromkeys(("partials", "products", "sums", "counts", "settings"), "*fp64"),
     **dict.fromkeys(("stride", "chunks", "grad_stride", "update_stride"), "i32"),
 }
-# Kernels that read and write tensors of the user, with their constants.
+# Kernels that work on elements, with their constants.
 ELEMENTWISE = [
     (modulation.scale_kernel, {}),
     (modulation.products_kernel, {"MODALITIES": 3}),

@@ -1,6 +1,6 @@
-// Runs CUDA kernels on the host, for tests: found before the toolkit's header of this name, it lets a C++ compiler build
-// csrc/cuda/*.cu. Every CUDA thread is a fiber. Warps, blocks and the grid go on in lockstep from barrier to barrier, in
-// turn on one core; a barrier that not all threads reach together is an error, as it would hang or race on a GPU.
+// Runs CUDA kernels on the host, for tests. A C++ compiler that finds this header before the toolkit's can build csrc/cuda/*.cu.
+// Every CUDA thread is a fiber. Warps, blocks and the grid advance from barrier to barrier, in turns on one core. A barrier that
+// some threads do not reach is an error: on a GPU it would hang or race.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +38,7 @@ namespace on_host {
 
 enum class Stop { kWarp, kBlock, kGrid, kEnd };
 
-// A context starts a fiber; then jumps, which need no system call, lead back and forth.
+// A context starts a fiber; jumps, which need no system call, switch between fibers.
 struct Fiber {
   static constexpr size_t kStack = 256 * 1024;
   ucontext_t context;
@@ -51,7 +51,7 @@ struct Fiber {
 inline jmp_buf scheduler;
 inline Fiber* running;
 inline std::function<void()> body;
-inline uint64_t exchanged[1024];  // what the lanes of a warp hand to each other
+inline uint64_t exchanged[1024];  // values that the lanes of a warp exchange
 
 inline void wait(Stop stop) {
   running->stop = stop;

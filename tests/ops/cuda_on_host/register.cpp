@@ -1,4 +1,4 @@
-// Puts the CUDA implementations in the place of those for CPU tensors, with the parts of torch that a CUDA build brings.
+// Registers the CUDA implementations for CPU tensors, with stand-ins for functions that only CUDA builds of torch have.
 #include "ops.h"
 
 extern "C" {

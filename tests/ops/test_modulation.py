@@ -1,4 +1,4 @@
-"""What the operators compute: hand-worked values, float64, and every implementation against the reference."""
+"""scale_, batched_cosine and modulate_: hand-worked values, float64, and all implementations against the reference."""
 
 import math
 
@@ -81,7 +81,7 @@ def test_gradient_of_cosines_against_float64(implementation, dtype, size):
 
     plain, exact = through_autograd(lambda t: t.clone()), through_autograd(lambda t: t.double().clone())
     assert gradient.dtype == dtype
-    if size == 1:  # exactly 0: whatever is left over is rounding of terms as large as upstream / |f|
+    if size == 1:  # exactly 0: the rest is rounding of terms as large as upstream / |f|
         plain = plain + torch.finfo(dtype).eps * upstream.abs().sum().item() / fusion.abs().item()
     assert_accurate("cosine gradient", dtype, actual=gradient, plain=plain, exact=exact)
 

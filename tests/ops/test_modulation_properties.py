@@ -1,4 +1,4 @@
-"""Properties that hold for any input."""
+"""Properties of modulation that hold for any input."""
 
 import torch
 from cases import each_implementation

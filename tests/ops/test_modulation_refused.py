@@ -1,4 +1,4 @@
-"""What is refused, by every implementation alike, and that nothing has changed by then."""
+"""Arguments of modulation that every implementation refuses before it changes anything."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which implementation is in use, with and without the compiled extension."""
+"""The choice of the implementation, with and without the compiled extension."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ import torch
 
 import cggm_ops
 
-# An editable installation would find the extension in the checkout.
+# Without this, an editable installation would find the extension in the checkout.
 ALONE = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
@@ -34,7 +34,7 @@ assert torch.allclose(fusion.grad, torch.tensor([0.128, -0.096]))
 
 
 def run_copy(folder, program, **files):
-    """Run a program on a copy of the package's Python files, with further files in it."""
+    """Run a program with a copy of the package's Python files and with additional files."""
     package = folder / "cggm_ops"
     shutil.copytree(
         Path(cggm_ops.__file__).parent, package, ignore=shutil.ignore_patterns("_C*", "__pycache__")

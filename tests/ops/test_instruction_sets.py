@@ -1,4 +1,4 @@
-"""The loops for older machines give the same results as those this machine chooses."""
+"""The loops for all machines give the same results as those for AVX2."""
 
 import platform
 import shutil

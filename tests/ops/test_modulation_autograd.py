@@ -1,4 +1,4 @@
-"""The public functions under autograd, fake tensors and torch.compile."""
+"""Modulation under autograd, fake tensors and torch.compile."""
 
 import pytest
 import torch
@@ -132,7 +132,7 @@ def test_shapes_without_data(device):
 
 
 def whole_step(leaf, unimodal, grads, scales):
-    """Uses a changed gradient afterwards, so that a compiler which reorders or drops the change is found out."""
+    """Use a changed gradient afterwards: a compiler must neither reorder nor drop the change."""
     cosines = batched_cosine(leaf, unimodal)
     sq_norms = scale_(grads, [0, 1], scales)
     other, more = modulate_(grads, [1, -1], scales, leaf.detach(), unimodal)

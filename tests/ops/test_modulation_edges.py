@@ -1,4 +1,4 @@
-"""Edges: zero norms, NaN, infinity, nothing at all, strides, memory around a gradient."""
+"""Edge cases of modulation: zero norms, NaN, infinity, no tensors, strides, memory around a gradient."""
 
 import math
 
@@ -23,13 +23,13 @@ INF, NAN = math.inf, math.nan
 @each_implementation
 @each_dtype
 def test_one_keeps_every_bit_of_not_a_number_too(implementation, dtype):
-    """A signalling NaN with a payload would be changed by a multiplication."""
+    """A multiplication would change a signalling NaN."""
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     patterns = {2: [0x7F81, 0x7C01], 4: [0x7F800001, 1], 8: [0x7FF0000000000001, 1]}[dtype.itemsize]
     grad = torch.tensor(patterns, dtype=width).view(dtype)
     before = grad.clone()
     implementation.ops.scale_([grad], [0], torch.tensor([1.0]))
-    if implementation.name != "reference":  # the definition multiplies: the same number, maybe another NaN
+    if implementation.name != "reference":  # the definition multiplies, which may change a NaN
         assert_same_bits(grad, before)
     assert torch.equal(grad.isnan(), before.isnan())
 
