@@ -115,9 +115,8 @@ def execute(
     # An exception raised at any line would break the locks of the pool and of the progress bar: count instead.
     with handle_signals(STOPPING, lambda number, frame: interrupts.append(number)):
         try:
-            with handle_signals(
-                (signal.SIGINT,), signal.SIG_IGN
-            ):  # inherited by the workers, which Ctrl-C reaches too
+            # Workers inherit this: Ctrl-C reaches them too, but it is for the main process to handle.
+            with handle_signals((signal.SIGINT,), signal.SIG_IGN):
                 running = {pool.submit(_work, job) for job in jobs}
             while running:
                 ended, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
