@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cggm import CGGMOptimizerWrapper
-from cggm.model.classifiers import UnimodalClassifier, feature_width
+from cggm.junctions.layouts import last_layer
+from cggm.model.classifiers import UnimodalClassifier
 from helpers import backward, batches, small_model, train, wrap
 
 
@@ -31,7 +32,7 @@ def test_the_default_classifier_has_the_heads_shape():
     ],
 )
 def test_the_width_of_features_is_read_off_the_encoder(encoder, width):
-    assert feature_width(encoder) == width
+    assert last_layer(encoder)[1] == width
 
 
 class MisleadingModel(nn.Module):

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layouts import Layout
+
 
 class DropoutMask:
     """One draw per sample and forward pass, shared by all encoders: a sample loses one modality, or none.
 
-    The first encoder that runs after `forget()`, or that runs again, makes a new draw.
+    An encoder's k-th run after `forget()` uses the k-th draw; whoever comes to it first makes it.
 
     Args:
         rates: the probability that a sample loses modality i; at most 1 together.
@@ -28,45 +30,84 @@ class DropoutMask:
         self._model = model
         # [M], where each modality's part of [0, 1) ends, and 0, ..., M − 1 as [M, 1, 1]
         self._tables: tuple[Tensor, Tensor] | None = None
-        # Who loses which modality, bool [B, 1]; kept for recomputation by checkpointing.
-        self._drawn: dict[str, Tensor] = {}
-        self._first: str | None = None  # whose run made the draw
-        self._served: set[str] = set()  # who has used it, in this forward pass
+        # Who loses which modality, bool [B, 1], per draw; kept for recomputation by checkpointing.
+        self._draws: list[dict[str, Tensor]] = []
+        self._first: str | None = None  # whose run made the last draw
+        self._served: dict[str, int] = {}  # how many draws each modality has used
 
-    def dropped(self, features: Tensor, name: str, recomputing: bool) -> Tensor | None:
+    def dropped(
+        self, features: Tensor, name: str, recomputing: bool, layout: Layout | None = None
+    ) -> Tensor | None:
         """Which samples lose this modality, bool `[B, 1, ...]` beside features `[B, ...]`; None while it is off.
 
         Args:
-            features: a modality's, samples in the first dimension.
+            features: a modality's.
             name: the modality.
             recomputing: whether activation checkpointing repeats a forward pass, which must meet the same draw.
+            layout: tells which axis holds the samples; None for the first.
 
         Raises:
-            ValueError: another number of samples than the other modalities have.
+            ValueError: another number of samples than the other modalities have; features in groups `"(B T)"` of an
+                encoder that runs first.
         """
         if not (self.active and self._model.training):
             return None
-        samples = features.shape[0] if features.ndim else 0
-        if recomputing:
-            if name == self._first:
-                self._draw(samples, features.device)  # leaves the random numbers as the first run did
-        elif not self._served or name in self._served:
+        number = self._number(name, recomputing)
+        is_new = number == len(self._draws)
+        samples = self._samples(features, name, layout, None if is_new else self._draws[number])
+        if is_new:
             ends, numbers = self._tables_on(features.device)
             lost = torch.searchsorted(ends, self._draw(samples, features.device), right=True)  # M for none
             masks = (lost == numbers).unbind()  # all at once, for fewer launches
-            self._drawn = dict(zip(self._names, masks, strict=True))
-            self._first, self._served = name, {name}
-        else:
-            self._served.add(name)
-        dropped = self._drawn.get(name)
+            self._draws.append(dict(zip(self._names, masks, strict=True)))
+            self._first = name
+        elif recomputing and name == self._first:
+            self._draw(samples, features.device)  # leaves the random numbers as the first run did
+        dropped = self._draws[number].get(name)
         if dropped is None or dropped.shape[0] != samples:
             raise ValueError(
                 f"encoder {name!r} puts out features {list(features.shape)} beside another encoder's of "
-                f"{None if dropped is None else dropped.shape[0]} samples; modality dropout needs the samples "
-                "in the first dimension of all features"
+                f"{None if dropped is None else dropped.shape[0]} samples; modality dropout needs to know the axis that "
+                'holds the samples, and takes the first: say it, as in Encoder(..., layout="T B D")'
             )
         dropped = dropped.to(features.device)
+        if layout is not None:
+            return layout.beside(dropped, features, name)
         return dropped if features.ndim == 2 else dropped.view(-1, *[1] * (features.ndim - 1))
+
+    def _number(self, name: str, recomputing: bool) -> int:
+        """Which draw this run uses; the next one counts as made from here on."""
+        if recomputing:
+            if len(self._draws) != 1:
+                raise RuntimeError(
+                    f"encoder {name!r}: activation checkpointing repeats one of {len(self._draws)} forward passes, and "
+                    "modality dropout cannot tell which; balance() each by itself, or leave one of the two out"
+                )
+            return 0
+        if not self._served:
+            self._draws = []
+        number = self._served.get(name, 0)
+        self._served[name] = number + 1
+        return number
+
+    def _samples(
+        self, features: Tensor, name: str, layout: Layout | None, drawn: dict[str, Tensor] | None
+    ) -> int:
+        samples = features.shape[0] if layout is None and features.ndim else 0
+        if layout is not None:
+            samples = layout.samples(features, name)
+        if samples is None and drawn is None:
+            raise ValueError(
+                f'encoders[{name!r}]: layout="{layout.text}" does not tell modality dropout how many samples there '
+                "are, and this encoder runs first: write the number of rows of each sample into it, as in "
+                '"(B 3) D H W"'
+            )
+        return drawn[name].shape[0] if samples is None else samples
+
+    def keep_draws(self, numbers: Sequence[int]) -> None:
+        """Forget all draws but these, as the forward passes that used them were given up."""
+        if self._served:
+            self._draws = [self._draws[number] for number in numbers]
 
     def _draw(self, samples: int, device: torch.device) -> Tensor:
         """Uniform in `[0, 1)`, `[B, 1]`."""
@@ -89,10 +130,10 @@ class DropoutMask:
 
     def forget(self) -> None:
         """The next encoder that runs makes a new draw."""
-        self._served = set()
+        self._served = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": None, "_drawn": {}, "_served": set()}
+        return {**self.__dict__, "_tables": None, "_draws": [], "_served": {}}
 
 
 def zero_dropped(features: Tensor, dropped: Tensor | None) -> Tensor:

@@ -46,14 +46,27 @@ class UnimodalClassifier(nn.Module):
         self.hidden.weight.data = self.hidden.weight.new_empty(self.hidden.out_features, width)
         self.hidden.reset_parameters()
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits `[B, C]` of features `[B, width]`, `[B, T, width]` or `[B, width, ...]`."""
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits `[B, C]` of features `[B, width]`, `[B, T, width]` or `[B, width, ...]`.
+
+        Args:
+            features: of one modality.
+            mask: bool `[B, T]`, False at positions that do not count; a sample needs one that does.
+        """
         positions = features.flatten(2).transpose(1, 2) if features.ndim > 3 else features  # [B, T, width]
         hidden = self.hidden(positions)
         if hidden.ndim == 3:
             if self.attention is not None:
-                hidden = hidden + self.attention(hidden, hidden, hidden, need_weights=False)[0]
-            hidden = hidden.mean(1)  # [B, H]
+                padding = None if mask is None else ~mask
+                attended, _ = self.attention(
+                    hidden, hidden, hidden, key_padding_mask=padding, need_weights=False
+                )
+                hidden = hidden + attended
+            if mask is None:
+                hidden = hidden.mean(1)  # [B, H]
+            else:
+                counts = mask.sum(1, keepdim=True).clamp_min(1)
+                hidden = hidden.masked_fill(~mask[..., None], 0).sum(1) / counts
         return self.output(hidden.relu())
 
 

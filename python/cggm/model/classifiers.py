@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..junctions.layouts import last_layer
 from ..tasks import Task
 from .classifier_modules import UnimodalClassifier, UnimodalMapClassifier
 from .evaluation import UnimodalEvaluation, unimodal_losses
@@ -39,7 +40,13 @@ class UnimodalClassifiers(nn.Module):
         self.register_load_state_dict_post_hook(_do_not_miss)
 
     def forward(
-        self, features: Sequence[Tensor], task: Task, target: Tensor, *, fit: bool = False
+        self,
+        features: Sequence[Tensor],
+        task: Task,
+        target: Tensor,
+        *,
+        masks: Sequence[Tensor | None] | None = None,
+        fit: bool = False,
     ) -> UnimodalEvaluation:
         """The losses and outputs, features in the order of the modalities.
 
@@ -47,6 +54,7 @@ class UnimodalClassifiers(nn.Module):
             features: M tensors.
             task: its loss trains the classifiers.
             target: in a form that the task knows.
+            masks: as in `unimodal_losses`.
             fit: let the features correct the width that a default classifier guessed; only before anything
                 has been learnt or distributed.
 
@@ -55,7 +63,7 @@ class UnimodalClassifiers(nn.Module):
         """
         for (name, classifier), x in zip(self.named_children(), features, strict=True):
             _check_width(name, classifier, x, fit)
-        return unimodal_losses(list(self.children()), features, task, target)
+        return unimodal_losses(list(self.children()), features, task, target, masks)
 
     def output_weights(self) -> list[Tensor]:
         """The M output layers' weights, each of the head's shape."""
@@ -85,24 +93,6 @@ def _hide(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_meta
 def _do_not_miss(module: nn.Module, incompatible_keys: Any) -> None:
     missing = incompatible_keys.missing_keys
     missing[:] = [key for key in missing if f"{ATTACHED}." not in key]
-
-
-def feature_width(encoder: nn.Module) -> int | None:
-    """The width of what an encoder puts out, read off its last layer that tells one.
-
-    >>> feature_width(nn.Sequential(nn.Linear(64, 32), nn.ReLU()))
-    32
-    """
-    for module in reversed(list(encoder.modules())):
-        for attribute in ("out_features", "out_channels", "num_features", "embed_dim", "embedding_dim"):
-            width = getattr(module, attribute, None)
-            if isinstance(width, int):
-                return width
-        if isinstance(module, nn.RNNBase):
-            return (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
-        if isinstance(module, nn.LayerNorm):
-            return module.normalized_shape[-1]
-    return None
 
 
 def build_classifiers(
@@ -147,14 +137,14 @@ def _default(name: str, choice: Any, encoder: nn.Module, head: nn.Module) -> nn.
             f"'attention' or None, got {choice!r}"
         )
     if isinstance(head, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and head.groups == 1 and not attention:
-        return UnimodalMapClassifier(width or feature_width(encoder) or head.in_channels, head)
+        return UnimodalMapClassifier(width or last_layer(encoder)[1] or head.in_channels, head)
     if not isinstance(head, nn.Linear):
         raise ValueError(
             f"encoders[{name!r}]: there is no default classifier for a head of type {type(head).__name__} (nn.Linear "
             "and convolutions of one group have one, 'attention' needs nn.Linear); pass "
             "Encoder(..., classifier=module) with a module whose output layer has the head's weight shape"
         )
-    return UnimodalClassifier(width or feature_width(encoder) or head.in_features, head, attention=attention)
+    return UnimodalClassifier(width or last_layer(encoder)[1] or head.in_features, head, attention=attention)
 
 
 def _output_layer(name: str, classifier: nn.Module, head: nn.Module, named: str | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..constants import constant, table
-from ..junctions.hook import replace
+from ..junctions.selectors import replace
 from ..torch_private import recomputing
 from .shapley import EXACT, coalitions
 

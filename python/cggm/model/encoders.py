@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 from ..distributed.collectives import check_parameters, sum_over_ranks
 from ..junctions.dropout import DropoutMask
 from ..junctions.features import make_junctions
-from ..junctions.hook import EncoderHook, Selector
+from ..junctions.hook import EncoderHook
+from ..junctions.layouts import Layout, layout_of
+from ..junctions.selectors import Selector
 from ..policies.plan import Plan
 from .lookup import find_module, submodule, unwrap
 
@@ -25,26 +27,55 @@ class Encoder:
     """An encoder and all that is said about it. Its name alone, or the module, is the short form.
 
     Args:
-        module: dotted name of the submodule, or the module.
-        output: where the features are in what the module puts out: an index, a key or an attribute. None to look: a
-            tensor itself, else the first floating tensor.
+        module: dotted name of the submodule, or the module; a list of them where the encoder is made of several, the
+            one that puts out the features last.
+        output: where the features are in what the module puts out: an index, a key or an attribute, or a tuple of them
+            for a nested output, as `(1, 0)` for an LSTM's last hidden state. None to look: a tensor itself, else the
+            first floating tensor.
         classifier: its unimodal classifier: a module, a pair of a module and the name of its output layer, the width
             of the features, `"attention"` for a default classifier with self-attention; None for the default one.
+        layout: how the classifier reads the features. Words for their axes (see `Layout`): `"B T D"`, `"B D T"`,
+            `"T B D"`, `"B D H W"`, `"(B T) D H W"`; the default classifier averages over all axes but B and D. Or a
+            function that is given the features and what the encoder took, and returns features `[B, D]`. None reads
+            it off the encoder, or refuses where that is ambiguous.
+        mask: which positions of the features count in the default classifier's mean, `[B, positions]`, True or 1 where
+            they do: the name of an input of the encoder, or a function of its inputs.
 
-    >>> Encoder("bert", output="last_hidden_state")
-    Encoder(module='bert', output='last_hidden_state', classifier=None)
+    Raises:
+        ValueError: a layout that is none.
+
+    >>> Encoder("bert", output="last_hidden_state", mask="attention_mask").layout is None
+    True
     """
 
-    module: str | nn.Module
+    module: str | nn.Module | Sequence[str | nn.Module]
     output: Selector = None
     classifier: Any = None
+    layout: str | Callable[..., Tensor] | None = None
+    mask: str | Callable[..., Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if callable(self.output):
+            raise TypeError(
+                "output must say where the features are; pass a function as Encoder(..., layout=function)"
+            )
+        self.read_layout()
+
+    def read_layout(self) -> Layout | Callable[..., Tensor] | None:
+        """The layout as an object."""
+        return self.layout if self.layout is None or callable(self.layout) else Layout(self.layout)
 
     @classmethod
     def of(cls, given: Any) -> Encoder:
-        """An encoder as the user passed it: a value of this class, a name, a module, or a pair (module, output)."""
+        """An encoder as the user passed it: of this class, a name, a module, a list, or a pair (module, output).
+
+        The pair's second part may also be a function, which is then the layout.
+        """
         if isinstance(given, Encoder):
             return given
-        return cls(*given) if isinstance(given, tuple) and len(given) == 2 else cls(given)
+        if isinstance(given, tuple) and len(given) == 2:
+            return cls(given[0], layout=given[1]) if callable(given[1]) else cls(*given)
+        return cls(given)
 
 
 class EncoderSet:
@@ -62,7 +93,8 @@ class EncoderSet:
     def __init__(self, model: nn.Module, encoders: Mapping[str, Encoder], plan: Plan) -> None:
         model = unwrap(model)
         self.names = tuple(encoders)
-        self.paths: dict[str, str] = {}
+        self.paths: dict[str, tuple[str, ...]] = {}  # of the modules that each is made of
+        self.layouts: dict[str, Layout | Callable[..., Tensor] | None] = {}
         self.hooks: list[EncoderHook] = []
         self._model = model
         self._handles: list[Any] = []
@@ -73,8 +105,15 @@ class EncoderSet:
         self.mask = None if dropout is None else DropoutMask(dropout.rates(len(encoders)), self.names, model)
         junctions = make_junctions(plan, self.names)
         for (name, encoder), junction in zip(encoders.items(), junctions, strict=True):
-            self.paths[name], _ = find_module(model, encoder.module, f"encoders[{name!r}]")
-            self.hooks.append(EncoderHook(name, encoder.output, junction, self.mask))
+            several = isinstance(encoder.module, (list, tuple))
+            wanted = encoder.module if several else [encoder.module]
+            found = [find_module(model, module, f"encoders[{name!r}]") for module in wanted]
+            self.paths[name] = tuple(path for path, _ in found)
+            layout = encoder.read_layout() or layout_of(found[-1][1], encoder.output not in (None, 0))
+            self.layouts[name] = layout
+            sized = layout if isinstance(layout, Layout) else None
+            self.hooks.append(EncoderHook(name, encoder.output, junction, self.mask, sized))
+        self._takes_inputs = [callable(e.layout) or e.mask is not None for e in encoders.values()]
         self._check_disjoint()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,19 +121,24 @@ class EncoderSet:
 
     def attach(self) -> None:
         """Put the hooks on the encoders."""
-        for encoder, hook in zip(self.modules(), self.hooks, strict=True):
-            self._handles.append(encoder.register_forward_hook(hook))
+        for modules, hook, takes_inputs in zip(self.parts(), self.hooks, self._takes_inputs, strict=True):
+            self._handles.append(modules[-1].register_forward_hook(hook, with_kwargs=True))
+            if takes_inputs:
+                self._handles.append(modules[0].register_forward_pre_hook(hook.keep_inputs, with_kwargs=True))
+
+    def parts(self) -> list[list[nn.Module]]:
+        """The modules that each encoder is made of, by name: sharding and compilation replace objects, not names."""
+        return [[submodule(self._model, path) for path in self.paths[name]] for name in self.names]
 
     def modules(self) -> list[nn.Module]:
-        """The encoders in order, looked up by name: sharding and compilation replace objects, not names."""
-        return [submodule(self._model, self.paths[name]) for name in self.names]
+        """The modules that put out the features, in order."""
+        return [modules[-1] for modules in self.parts()]
 
     def encoder_parameters(self) -> Parameters:
         """Every parameter of the encoders with the index of its modality, remembered until `refresh`."""
         if self._parameters is None:
-            self._parameters = [
-                (p, i) for i, module in enumerate(self.modules()) for p in module.parameters()
-            ]
+            owned = [dict.fromkeys(p for m in modules for p in m.parameters()) for modules in self.parts()]
+            self._parameters = [(p, i) for i, parameters in enumerate(owned) for p in parameters]
         return self._parameters
 
     def have_gradients(self) -> bool:
@@ -211,16 +255,15 @@ class EncoderSet:
 
     def _check_disjoint(self) -> None:
         seen: dict[Tensor, tuple[str, str]] = {}
-        for name, module in zip(self.names, self.modules(), strict=True):
-            for key, parameter in module.named_parameters():
-                if parameter in seen:
-                    other, other_key = seen[parameter]
-                    raise ValueError(
-                        f"a parameter is shared: {self.paths[name]}.{key} of {name!r} is {self.paths[other]}."
-                        f"{other_key} of {other!r}, and one gradient cannot have two coefficients; "
-                        "name as encoders only the parts that belong to one modality"
-                    )
-                seen[parameter] = (name, key)
+        for name, modules in zip(self.names, self.parts(), strict=True):
+            for path, module in zip(self.paths[name], modules, strict=True):
+                for key, parameter in module.named_parameters():
+                    other, place = seen.setdefault(parameter, (name, f"{path}.{key}"))
+                    if other != name:
+                        raise ValueError(
+                            f"a parameter is shared: {path}.{key} of {name!r} is {place} of {other!r}, and one gradient "
+                            "cannot have two coefficients; name as encoders only the parts that belong to one modality"
+                        )
 
 
 def read_encoders(encoders: Any) -> dict[str, Encoder]:

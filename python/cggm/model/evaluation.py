@@ -20,7 +20,11 @@ class UnimodalEvaluation(NamedTuple):
 
 
 def unimodal_losses(
-    classifiers: Sequence[nn.Module], features: Sequence[Tensor], task: Task, target: Tensor
+    classifiers: Sequence[nn.Module],
+    features: Sequence[Tensor],
+    task: Task,
+    target: Tensor,
+    masks: Sequence[Tensor | None] | None = None,
 ) -> UnimodalEvaluation:
     """Run the classifiers on their features, and the task's loss on what they put out.
 
@@ -29,18 +33,20 @@ def unimodal_losses(
         features: M tensors.
         task: its loss trains the classifiers.
         target: in a form that the task knows.
+        masks: M masks of the positions that count, or None each.
 
     Raises:
         ValueError: a target that does not fit.
     """
-    outputs = [_run(classifier, x) for classifier, x in zip(classifiers, features, strict=True)]
+    masks = masks or [None] * len(features)
+    outputs = [_run(*each) for each in zip(classifiers, features, masks, strict=True)]
     losses = [task.loss(output, target).float() for output in outputs]
     with torch.no_grad():
         measured = torch.stack(losses)  # [M]
     return UnimodalEvaluation(sum(losses[1:], losses[0]), measured, outputs)
 
 
-def _run(classifier: nn.Module, features: Tensor) -> Tensor:
+def _run(classifier: nn.Module, features: Tensor, mask: Tensor | None) -> Tensor:
     if not torch.is_autocast_enabled(features.device.type):
         features = features.to(next((p.dtype for p in classifier.parameters()), features.dtype))
-    return classifier(features)
+    return classifier(features) if mask is None else classifier(features, mask=mask)

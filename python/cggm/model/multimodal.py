@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from .coalitions import CoalitionForward
 from .encoders import Encoder, EncoderSet
 from .head_split import HeadSplit
 from .lookup import find_module, submodule, unwrap
+from .reading import FeatureReader
 
 
 class MultimodalModel:
@@ -48,6 +50,11 @@ class MultimodalModel:
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
         self.classifiers: UnimodalClassifiers = build_classifiers(choices, modules, found)
+        children = self.classifiers.named_children()
+        self.readers = [
+            FeatureReader(name, encoders[name], self.encoders.layouts[name], child)
+            for name, child in children
+        ]
         self.context = context
         context.adopt(self.classifiers)
         self.coalitions: CoalitionForward | None = None
@@ -71,6 +78,22 @@ class MultimodalModel:
         complete = len(unimodal) == len(self.encoders.names)
         return (self.head_weight.grad if complete else None), unimodal
 
+    def read_features(self, captured: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], list[Any]]:
+        """The features in the form that the classifiers take, and the masks of their positions.
+
+        Args:
+            captured: M encoders' features, as they put them out.
+            target: tells how many samples there are where no features do.
+
+        Raises:
+            ValueError: a layout or a mask that does not fit, or a layout that has to be told.
+        """
+        found = [reader.samples(x) for reader, x in zip(self.readers, captured, strict=True)]
+        samples = next((number for number in found if number is not None), None) or target.shape[0]
+        each = zip(self.readers, captured, self.encoders.hooks, self.encoders.parts(), strict=True)
+        read = [reader.read(x, hook.inputs, samples, modules) for reader, x, hook, modules in each]
+        return [x for x, _ in read], [mask for _, mask in read]
+
     def gradients_were_cleared(self) -> bool:
         """Whether gradients that went backward are gone; sharded ones may only not have been reduced yet."""
         return not self.context.sharded and not self.encoders.have_gradients()
@@ -92,8 +115,9 @@ class MultimodalModel:
             lr: the group's learning rate; None for that of the group whose options it takes: the head's, or the
                 first where the optimizer does not have the head.
         """
-        for name, encoder in zip(self.encoders.names, self.encoders.modules(), strict=True):
-            if not any(p.requires_grad for p in encoder.parameters()):
+        trained = {i for p, i in self.encoders.encoder_parameters() if p.requires_grad}
+        for index, name in enumerate(self.encoders.names):
+            if index not in trained:
                 warnings.warn(
                     f"encoder {name!r} is frozen: its score counts, but there is nothing to modulate",
                     stacklevel=5,

@@ -40,8 +40,10 @@ def score_modalities(
         ValueError: a target that does not fit.
     """
     captured = model.encoders.features()
-    features = [x.detach() for x in captured] if plan.detaches_features else captured
-    unimodal, losses, outputs = model.classifiers(features, task, target, fit=fit)
+    features, masks = model.read_features(
+        [x.detach() for x in captured] if plan.detaches_features else captured, target
+    )
+    unimodal, losses, outputs = model.classifiers(features, task, target, masks=masks, fit=fit)
     reader = plan.reads("responses")
     attribution = None if reader is None else model.coalitions.attribute(reader.permutations)
     rows: list[Tensor] = []

@@ -1,0 +1,124 @@
+"""Selectors: where the features are in what an encoder puts out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Step = int | str
+Path = tuple[Step, ...]  # one step per level of nesting; () is the output itself
+Selector = Step | Path | None
+
+
+def select(output: Any, selector: Selector, name: str) -> tuple[Tensor, Path]:
+    """The features inside an encoder's output, and the path to them.
+
+    Without a selector: a tensor itself, the first floating tensor of a tuple or list, or the `pooler_output`,
+    `last_hidden_state`, ... (the first floating tensor) of a mapping or dataclass output.
+
+    Args:
+        output: what the encoder puts out.
+        selector: an index, a key or an attribute; a tuple of them for a nested output; None to look.
+        name: the modality, for errors.
+
+    Raises:
+        TypeError: no tensor there; the message lists those that are.
+
+    >>> select((torch.ones(2, 3), (torch.ones(1, 2), torch.zeros(1, 2))), (1, -1), "audio")
+    (tensor([[0., 0.]]), (1, -1))
+    """
+    if selector is not None:
+        path = selector if isinstance(selector, tuple) else (selector,)
+        found = output
+        try:
+            for step in path:
+                found = _child(found, step)
+        except (LookupError, AttributeError, TypeError):
+            found = None
+        if isinstance(found, Tensor):
+            return found, path
+        raise TypeError(
+            f"encoders[{name!r}]: output={selector!r} names no tensor in the encoder's output of type "
+            f"{type(output).__name__}, whose tensors are {_listed(output)}"
+        )
+    if isinstance(output, Tensor):
+        return output, ()
+    candidates = list(_children(output))
+    if isinstance(output, Mapping):
+        candidates.sort(key=lambda child: _PREFERRED.get(child[0], len(_PREFERRED)))
+    for step, value in candidates:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value, (step,)
+    raise TypeError(
+        f"encoder {name!r}: no features found in its output of type {type(output).__name__}, whose tensors are "
+        f"{_listed(output)}; name them, as in encoders={{{name!r}: (module, 'field')}}"
+    )
+
+
+_PREFERRED = {"pooler_output": 0, "last_hidden_state": 1}
+
+
+def replace(output: Any, path: Path, features: Tensor) -> Any:
+    """The encoder's output with other features at the end of the path; the original is left alone.
+
+    >>> replace((1, [2, 3]), (1, -1), torch.ones(1))
+    (1, [2, tensor([1.])])
+    """
+    if not path:
+        return features
+    step = path[0]
+    new = replace(_child(output, step), path[1:], features)
+    if isinstance(output, tuple):
+        index = output._fields.index(step) if isinstance(step, str) else step % len(output)  # type: ignore
+        items = [new if i == index else item for i, item in enumerate(output)]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    output = copy.copy(output)
+    if isinstance(output, (list, Mapping)):
+        output[step] = new  # type: ignore[index]
+    else:
+        setattr(output, str(step), new)
+    return output
+
+
+def floating_tensors(output: Any, depth: int = 3) -> Iterator[tuple[Path, Tensor]]:
+    """All floating tensors of an encoder's output and their paths, up to `depth` levels of nesting.
+
+    >>> [path for path, _ in floating_tensors({"a": torch.ones(1), "b": (None, torch.ones(1))})]
+    [('a',), ('b', 1)]
+    """
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield (), output
+    elif depth:
+        for step, value in _children(output):
+            for path, tensor in floating_tensors(value, depth - 1):
+                yield (step, *path), tensor
+
+
+def _child(output: Any, step: Step) -> Any:
+    if isinstance(output, tuple) and isinstance(step, str):  # of a named tuple
+        return getattr(output, step)
+    return output[step] if isinstance(output, (tuple, list, Mapping)) else getattr(output, str(step))
+
+
+def _children(output: Any) -> Iterator[tuple[Step, Any]]:
+    if isinstance(output, Mapping):
+        yield from output.items()
+    elif isinstance(output, (tuple, list)):
+        yield from enumerate(output)
+    elif hasattr(output, "__dict__") and not isinstance(output, torch.nn.Module):
+        yield from vars(output).items()
+
+
+def _listed(output: Any) -> str:
+    found = [f"{as_selector(path)!r} {list(tensor.shape)}" for path, tensor in floating_tensors(output)]
+    return ", ".join(found) or "none"
+
+
+def as_selector(path: Path) -> Selector:
+    """A path as a user writes it."""
+    return path[0] if len(path) == 1 else path or None
