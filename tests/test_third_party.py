@@ -338,6 +338,7 @@ def test_sparse_adam_beside_the_wrapped_optimizer():
         model,
         encoders={"text": "text", "image": "image"},
         head="head",
+        policy=CGGM(),
         apply="gradient",
     )
     before = model.text.weight.detach().clone()

@@ -127,7 +127,8 @@ def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
     choices = scale_targets(policy, adaptive)
     names = " + ".join(type(role).__name__ for role in policy.roles) or "Policy"
     if apply != "auto" and apply not in choices:
-        raise ValueError(f"apply must be 'auto' or one of {choices} with {names}, got {apply!r}")
+        hint = "" if policy.coefficients else ": it has no coefficients to apply, CGGM() for one has"
+        raise ValueError(f"apply must be 'auto' or one of {choices} with {names}, got {apply!r}{hint}")
     chosen = None
     direction = None
     if policy.coefficients is not None:
