@@ -36,7 +36,6 @@ class StepState:
     def clear(self) -> None:
         """Nothing is pending."""
         self.update: CoefficientUpdate | None = None
-        self.rates: Tensor | None = None  # [M], of an adaptive dropout
         self.scores: Tensor | None = None  # [R, M], means over all samples so far
         self.modulated = False
         self.left_to_step = False  # modulated, but for coefficients that the fused step applies
@@ -48,6 +47,11 @@ class StepState:
     def backward_ran(self) -> bool:
         """Whether some balanced loss went backward since the last step."""
         return self._done is not None
+
+    @property
+    def rates(self) -> Tensor | None:
+        """`[M]`, those of an adaptive dropout for the steps to come; None for the rates that it starts with."""
+        return self.state.get(_DROPOUT + "rates")
 
     def add(self, scores: Tensor, samples: int) -> int:
         """Count a micro-batch, make the coefficients anew, and return a number for its loss.
@@ -142,7 +146,7 @@ class StepState:
             update = coefficients.balance(next(rows), own)
         if dropout is not None and dropout.adaptive:
             own = {k.removeprefix(_DROPOUT): v for k, v in state.items() if k.startswith(_DROPOUT)}
-            self.rates, own = dropout.update(next(rows), own)
+            own = dropout.update(next(rows), own)
             update = update._replace(state=update.state | {_DROPOUT + k: v for k, v in own.items()})
         self.update = update
 
