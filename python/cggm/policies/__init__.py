@@ -12,6 +12,7 @@ from .mmpareto import FeaturePareto, MMPareto
 from .ogm_ge import OGMGE
 from .opm import OPM
 from .smp import SMP
+from .tcmax import TCMax
 from .unimodal import UnimodalLosses
 
 #: Former names: plain joint training is a policy without roles, and every policy is a composition of them.
@@ -39,5 +40,6 @@ __all__ = [
     "Objective",
     "Policy",
     "Role",
+    "TCMax",
     "UnimodalLosses",
 ]
