@@ -11,7 +11,9 @@ from .mimo import MIMO
 from .mlb import MLB
 from .mmpareto import FeaturePareto, MMPareto
 from .ogm_ge import OGMGE
+from .opm import OPM
 from .smp import SMP
+from .tcmax import TCMax
 from .unimodal import UnimodalLosses
 
 #: Former names: plain joint training is a policy without roles, and every policy is a composition of them.
@@ -24,6 +26,7 @@ __all__ = [
     "MIMO",
     "MLB",
     "OGMGE",
+    "OPM",
     "SMP",
     "CoefficientUpdate",
     "Coefficients",
@@ -38,6 +41,7 @@ __all__ = [
     "Objective",
     "Policy",
     "Role",
+    "TCMax",
     "UnimodalLosses",
     "default_policy",
 ]

@@ -50,11 +50,13 @@ METHODS: Mapping[str, Method] = {
     "norm-equalization": Method(policies.NormEqualization()),
     "dgl": Method(policies.DGL()),
     "dgl-weighted": Method(policies.DGL(weight=4.0)),
+    "opm": Method(policies.OPM()),
     "mlb": Method(UnimodalLosses() + policies.MLB()),
     "mimo": Method(UnimodalLosses() + policies.MIMO()),
     "smp": Method(
         policies.SMP(stage_steps=190, epoch_steps=19)
     ),  # half of 20 epochs of 1,200 samples in batches of 64
+    "tcmax": Method(policies.TCMax()),
     "dropout": Method(policies.ModalityDropout(0.35)),
     "default": Method(policies.default_policy()),
 }
