@@ -14,6 +14,7 @@ from .deprecated import former_arguments
 from .distributed.context import DistributedContext
 from .model.encoders import read_encoders
 from .model.gradient_buffers import GradientBuffers
+from .model.inspection import Explanation, explain
 from .model.multimodal import MultimodalModel, check_model
 from .model.scoring import score_modalities
 from .optim import checkpoint, direction
@@ -248,6 +249,17 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         self.base.zero_grad(set_to_none=set_to_none)
         self._state.drop_done()
         self._tell_junctions()
+
+    def explain(self, forward: Callable[[], Tensor], target: Tensor) -> Explanation:
+        """Run one batch before training, and return a table of what the wrapper found in the model, with warnings.
+
+        The model is left as it was: weights, buffers, gradients, random numbers, scores.
+
+        Args:
+            forward: runs the model on the batch and returns the multimodal loss.
+            target: the batch's target.
+        """
+        return explain(self, forward, target)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer; encoders' new parameters are modulated from now on."""
