@@ -237,8 +237,8 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         state = self._state
         result = self._executor.step(state, closure, self._modulate)
         if state.update is not None:
-            self._model.encoders.set_rates(state.rates)
             state.commit()
+            self._model.encoders.set_rates(state.rates)
             self._tell_junctions()
         return result
 
@@ -281,4 +281,5 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         self._state.state = checkpoint.restore(classifiers, values, state)
         self._fresh &= values is None
         self._state.clear()
+        self._model.encoders.set_rates(self._state.rates)
         self._tell_junctions()

@@ -21,6 +21,7 @@ from cggm.policies import (
     MIMO,
     MLB,
     OGMGE,
+    OPM,
     SMP,
     FeaturePareto,
     MMPareto,
@@ -51,6 +52,7 @@ OF_ONE_RANKS_BATCH = {  # rules and draws over the rank's own samples: alike eve
     "bounded norms": NormEqualization(bounded=True),
     "pareto": FeaturePareto(),
     "dropout": UnimodalLosses() + ModalityDropout(p=0.3),
+    "opm": UnimodalLosses() + OPM(),
 }
 CASES = [(name, apply) for name, p in POLICIES.items() for apply in scale_targets(p, adaptive=False)]
 ORDERS = ["wrapped after", "wrapped before", "bare module given"]

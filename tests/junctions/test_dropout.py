@@ -1,5 +1,7 @@
 """Modality dropout: one draw per sample and forward pass, shared by all encoders, never all modalities."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cggm import CGGM, CGGMOptimizerWrapper, ModalityDropout, NormEqualization, UnimodalLosses
 from cggm.junctions.features import make_junctions
+from cggm.policies import OPM
 from helpers import SmallModel, batches, flat, plan_of, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
@@ -248,3 +251,25 @@ def test_under_torch_compile():
             optimizer.step()
         results.append(flat(model))
     torch.testing.assert_close(*results)
+
+
+def test_the_leading_modality_is_dropped_in_the_next_step_at_a_rate_that_checkpoints_and_copies_keep():
+    torch.manual_seed(0)
+    model = Seen()
+    optimizer = wrap(model, policy=OPM(0.5, 0.5))
+    ((inputs, target),) = batches(1, size=4000)
+    loss = F.cross_entropy(model(*inputs), target)
+    assert not model.dropped().any()
+    optimizer.balance(loss, target).backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    (rates,) = [
+        v for entry in state["state"].values() for k, v in entry.items() if k == "policy.dropout.rates"
+    ]
+    assert (rates > 0).sum() == 1
+    resumed = Seen()
+    wrap(resumed, policy=OPM(0.5, 0.5)).load_state_dict(state)
+    model.seen = []  # a graph cannot be copied
+    for trained in (model, resumed, copy.deepcopy((model, optimizer))[0]):
+        trained(*inputs)
+        torch.testing.assert_close(trained.dropped().float().mean(1), rates, rtol=0, atol=0.03)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from cggm import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
-from cggm.policies import AGM, DGL, OGMGE, FeaturePareto, MMPareto
+from cggm.policies import AGM, DGL, OGMGE, OPM, FeaturePareto, MMPareto
 from cggm.policies.plan import scale_targets
 from helpers import batches, flat, plan_of, small_model, train, wrap
 
@@ -91,6 +91,17 @@ def test_two_rules_for_the_same_place_are_refused(one, other, place):
     names = f"{type(one).__name__}.* both act in the same place \\({place}\\)"
     with pytest.raises(ValueError, match=names):
         one + other
+
+
+def test_two_roles_read_scores_of_their_own_in_their_own_precision():
+    model = small_model()
+    optimizer = wrap(model, policy=CGGM.released(rho=1.0) + OPM())
+    train(model, optimizer, steps=1)
+    state = optimizer._state.state
+    accuracies = state["scores"] * 32  # samples
+    torch.testing.assert_close(accuracies, accuracies.round(), rtol=0, atol=1e-12)
+    assert accuracies.dtype == torch.float64
+    assert (state["dropout.rates"] > 0).sum() == 1
 
 
 def test_only_policies_can_be_added():

@@ -11,7 +11,7 @@ from cggm import CGGM, Classification, ModalityDropout, NormEqualization, Unimod
 from cggm.junctions.features import make_junctions
 from cggm.model.shapley import coalitions
 from cggm.optim.step_state import StepState
-from cggm.policies import AGM, DGL, MIMO, MLB, OGMGE, SMP, FeaturePareto, Joint, MMPareto
+from cggm.policies import AGM, DGL, MIMO, MLB, OGMGE, OPM, SMP, FeaturePareto, Joint, MMPareto
 from cggm.policies.mmpareto import pareto_weight
 from helpers import plan_of
 
@@ -24,6 +24,7 @@ POLICIES = [
     UnimodalLosses() + MIMO(),
     Joint(),
     ModalityDropout(0.2),
+    OPM(),
 ]
 RULES = [UnimodalLosses(weight=2.0), NormEqualization(), FeaturePareto(), DGL(), DGL(weight=4.0)]
 
@@ -68,6 +69,23 @@ def test_mimo_by_hand_over_three_steps():
     torch.testing.assert_close(known.unimodal_weights, expected)
     with pytest.raises(ValueError, match=r"optimum must have one loss per modality, 3 here"):
         MIMO(optimum=(1.0, 1.8)).balance(torch.zeros(3), {})
+
+
+def test_opm_by_hand():
+    def rates(policy, scores):
+        return policy.update(torch.tensor(scores), {"rates": torch.tensor([0.1] * len(scores))})["rates"]
+
+    # .6 / .3 = 2: .5 (1 + .5 tanh(1)), and nothing for who lags or where both are equal
+    torch.testing.assert_close(
+        rates(OPM(0.5, 0.5), [0.6, 0.3]), torch.tensor([0.5 + 0.25 * math.tanh(1.0), 0])
+    )
+    assert rates(OPM(0.5, 0.5), [0.3, 0.3]).tolist() == [0, 0]
+    assert rates(OPM(0.9, 5.0), [0.9, 0.1]).tolist() == [1, 0]
+    # means of the ratios (3 + 1.5) / 2, (2 + 2/3) / 2 and (1/3 + .5) / 2: rates .67 and .54 are scaled down
+    one, other = (0.4 * (1 + math.tanh(r - 1)) for r in (2.25, 4 / 3))
+    expected = torch.tensor([one, other, 0.0]) / (one + other)
+    torch.testing.assert_close(rates(OPM(0.4, 1.0), [0.6, 0.4, 0.2]), expected)
+    assert torch.equal(rates(OPM(), [math.nan, 0.3]), torch.tensor([0.1, 0.1]))
 
 
 def coefficients_over_steps(policy, scores):
@@ -319,6 +337,8 @@ def test_confidence_of_a_class():
         (lambda: MMPareto(-1.0), "gamma must be"),
         (lambda: FeaturePareto(-1.0), "gamma must be"),
         (lambda: ModalityDropout(1.5), "p must be"),
+        (lambda: OPM(1.5), "q must be"),
+        (lambda: OPM(0.5, -1.0), "lam must be"),
         (lambda: MLB(-1.0), "alpha must be"),
         (lambda: MLB(beta_max=0.5), "beta_max must be"),
         (lambda: MIMO(-1.0), "lam must be"),

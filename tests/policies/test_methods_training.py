@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cggm import CGGM, ModalityDropout, NormEqualization, UnimodalLosses
-from cggm.policies import AGM, DGL, MIMO, MLB, OGMGE, SMP, FeaturePareto, Joint, MMPareto
+from cggm.policies import AGM, DGL, MIMO, MLB, OGMGE, OPM, SMP, FeaturePareto, Joint, MMPareto
 from helpers import BASES, NoHostSync, SmallModel, backward, batches, flat, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
@@ -25,6 +25,8 @@ POLICIES = {
     "agm": AGM(1.0),
     "mlb": UnimodalLosses() + MLB(),
     "mimo": UnimodalLosses() + MIMO(lam=2.0),
+    "opm": OPM(),
+    "cggm and opm": UnimodalLosses() + CGGM(smoothing=0.5) + OPM(0.4, 1.0),
     "smp": SMP(stage_steps=3, epoch_steps=2),
     "dropout": ModalityDropout(0.3),
     "unimodal and dropout": UnimodalLosses() + ModalityDropout(0.3),
@@ -174,7 +176,9 @@ torch.save({{"model": flat(model), "coefficients": optimizer.statistics["coeffic
 """
 
 
-@pytest.mark.parametrize("name", ["agm", "ogm-ge", "mimo", "smp", "mmpareto, cggm and dropout"])
+@pytest.mark.parametrize(
+    "name", ["agm", "ogm-ge", "mimo", "smp", "opm", "cggm and opm", "mmpareto, cggm and dropout"]
+)
 def test_a_fresh_process_goes_on_bit_for_bit(name, tmp_path):
     model = small_model()
     optimizer = wrap(model, BASES["adamw"](model.parameters()), POLICIES[name])

@@ -119,13 +119,15 @@ class DropoutMask:
         ends.copy_(rates.cumsum(0))  # in place: a captured CUDA graph replays onto this address
 
     def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Made once per device; a traced program makes its own, since it may not keep what it has made."""
+        """Made once, and moved with the features; a traced program may not keep what it has made."""
         tables = self._tables
-        if tables is None or tables[0].device != device:
+        if tables is None:
             numbers = torch.arange(len(self._names), device=device)[:, None, None]
             tables = torch.tensor(self._ends, dtype=torch.float32, device=device), numbers
-            if not torch.compiler.is_compiling():
-                self._tables = tables
+        elif tables[0].device != device:
+            tables = tables[0].to(device), tables[1].to(device)
+        if not torch.compiler.is_compiling():
+            self._tables = tables
         return tables
 
     def forget(self) -> None:
@@ -133,7 +135,7 @@ class DropoutMask:
         self._served = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": None, "_draws": [], "_served": {}}
+        return {**self.__dict__, "_draws": [], "_served": {}}
 
 
 def zero_dropped(features: Tensor, dropped: Tensor | None) -> Tensor:

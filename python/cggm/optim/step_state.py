@@ -37,7 +37,6 @@ class StepState:
     def clear(self) -> None:
         """Nothing is pending."""
         self.update: CoefficientUpdate | None = None
-        self.rates: Tensor | None = None  # [M], of an adaptive dropout
         self.scores: Tensor | None = None  # [R, M], means over all samples so far
         self.modulated = False
         self.left_to_step = False  # modulated, but for coefficients that the fused step applies
@@ -49,6 +48,11 @@ class StepState:
     def backward_ran(self) -> bool:
         """Whether some balanced loss went backward since the last step."""
         return self._done is not None
+
+    @property
+    def rates(self) -> Tensor | None:
+        """`[M]`, those of an adaptive dropout for the steps to come; None for the rates that it starts with."""
+        return self.state.get(DROPOUT + "rates")
 
     def add(self, scores: Tensor, samples: int) -> int:
         """Count a micro-batch, make the coefficients anew, and return a number for its loss.
@@ -144,7 +148,7 @@ class StepState:
             update = coefficients.balance(next(rows), own)
             update = update._replace(state={**update.state, **others}) if others else update
         if dropout is not None and dropout.adaptive:
-            self.rates, own = dropout.update(next(rows), _part(state, DROPOUT))
+            own = dropout.update(next(rows), _part(state, DROPOUT))
             update = update._replace(state=update.state | {DROPOUT + k: v for k, v in own.items()})
         self.update = update
 

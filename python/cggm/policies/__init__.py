@@ -11,6 +11,7 @@ from .mimo import MIMO
 from .mlb import MLB
 from .mmpareto import FeaturePareto, MMPareto
 from .ogm_ge import OGMGE
+from .opm import OPM
 from .smp import SMP
 from .unimodal import UnimodalLosses
 
@@ -24,6 +25,7 @@ __all__ = [
     "MIMO",
     "MLB",
     "OGMGE",
+    "OPM",
     "SMP",
     "CoefficientUpdate",
     "Coefficients",

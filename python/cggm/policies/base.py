@@ -150,15 +150,24 @@ class Dropout(Role):
     """Says how often each modality is dropped before the fusion: subclass it and write `rates`."""
 
     slot = "dropout"
-    #: Whether `update` changes the rates from step to step.
+    #: Whether `update` makes new rates after each step.
     adaptive: ClassVar[bool] = False
 
     def rates(self, modalities: int) -> tuple[float, ...]:
         """The probability that a sample loses modality i, for all M; never more than 1 together."""
         raise NotImplementedError
 
-    def update(self, scores: Tensor, state: State) -> tuple[Tensor, State]:
-        """The rates `[M]` after a step with these scores `[M]`, and the new state; asked where `adaptive`."""
+    def initial_state(self, scores: Tensor) -> State:
+        """`rates(M)` as `state["rates"]` where `adaptive`, else nothing."""
+        rates = self.rates(scores.numel())
+        return {"rates": torch.tensor(rates, device=scores.device)} if self.adaptive else {}
+
+    def update(self, scores: Tensor, state: State) -> State:
+        """The state after a step with these scores `[M]`; asked where `adaptive`.
+
+        `state["rates"]`, float32 `[M]`, are the rates: those of this step in the argument, of the next one in what
+        is returned. They must not add up to more than 1.
+        """
         raise NotImplementedError
 
 

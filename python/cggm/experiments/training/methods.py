@@ -50,6 +50,7 @@ METHODS: Mapping[str, Method] = {
     "norm-equalization": Method(policies.NormEqualization()),
     "dgl": Method(policies.DGL()),
     "dgl-weighted": Method(policies.DGL(weight=4.0)),
+    "opm": Method(policies.OPM()),
     "mlb": Method(UnimodalLosses() + policies.MLB()),
     "mimo": Method(UnimodalLosses() + policies.MIMO()),
     "smp": Method(
