@@ -27,6 +27,7 @@ from cggm.policies import (
     MMPareto,
     ModalityDropout,
     NormEqualization,
+    TCMax,
 )
 from cggm.policies.plan import scale_targets
 from helpers import BoundedSum, SmallModel, batches, flat, small_model
@@ -53,6 +54,7 @@ OF_ONE_RANKS_BATCH = {  # rules and draws over the rank's own samples: alike eve
     "pareto": FeaturePareto(),
     "dropout": UnimodalLosses() + ModalityDropout(p=0.3),
     "opm": UnimodalLosses() + OPM(),
+    "tcmax": TCMax(),
 }
 CASES = [(name, apply) for name, p in POLICIES.items() for apply in scale_targets(p, adaptive=False)]
 ORDERS = ["wrapped after", "wrapped before", "bare module given"]

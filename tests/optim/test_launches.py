@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cggm_ops
-from cggm.policies import CGGM, DGL, MIMO, MLB, OGMGE, OPM, SMP, NormEqualization, UnimodalLosses
+from cggm.policies import CGGM, DGL, MIMO, MLB, OGMGE, OPM, SMP, NormEqualization, TCMax, UnimodalLosses
 from cggm.policies.plan import scale_targets
 from helpers import batches, small_model, wrap
 
@@ -26,6 +26,7 @@ POLICIES = [
     DGL(),
     MLB(),
     OPM(),
+    TCMax(),
     UnimodalLosses() + MIMO(),
     SMP(stage_steps=5, epoch_steps=2),
 ]

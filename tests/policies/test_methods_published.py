@@ -1,4 +1,4 @@
-"""OGM-GE, AGM, MMPareto, MLB and MIMO against plain re-statements of their released arithmetic, step by step."""
+"""OGM-GE, AGM, MMPareto, MLB, MIMO and TCMax against plain re-statements of their released arithmetic, step by step."""
 
 import copy
 import itertools
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cggm.policies import AGM, MIMO, MLB, OGMGE, MMPareto, UnimodalLosses
+from cggm.policies import AGM, MIMO, MLB, OGMGE, MMPareto, TCMax, UnimodalLosses
 from helpers import batches, flat, small_model, wrap
 
 LR, STEPS = 0.1, 14
@@ -179,6 +179,57 @@ def mmpareto_by_hand(model, classifiers, gamma):
             parameter.grad = gradient
         optimizer.step()
         yield flat(model)
+
+
+def tcmax_by_hand(model, classifiers, weight):
+    """The released loss: probabilities over all pairs and classes together; up to a constant it is ours."""
+    optimizer = sgd(model, classifiers)
+    for inputs, target in batches(STEPS, model.modalities, size=6):
+        features = encode(model, inputs)
+        rows = list(itertools.product(range(6), repeat=len(features)))
+        outputs = fuse(model, [f[[row[i] for row in rows]] for i, f in enumerate(features)])
+        shares = (outputs - outputs.mean()).exp()
+        shares = shares / shares.sum()
+        true = [shares[rows.index((b,) * len(features)), y] for b, y in enumerate(target)]
+        loss = (1 - weight) * F.cross_entropy(fuse(model, features), target)
+        loss = loss - weight * torch.stack(true).log().mean()
+        outputs = [classifiers[m](f.detach()) for m, f in zip(model.modalities, features, strict=True)]
+        optimizer.zero_grad()
+        (loss + sum(F.cross_entropy(o, target) for o in outputs)).backward()
+        optimizer.step()
+        yield flat(model)
+
+
+@pytest.mark.parametrize("modalities", [TWO, THREE])
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_tcmax_follows_the_plain_restatement(modalities, weight):
+    model, classifiers = small_model(modalities), make_classifiers(modalities)
+    expected = tcmax_by_hand(copy.deepcopy(model), copy.deepcopy(classifiers), weight)
+    optimizer = wrap(model, sgd(model), TCMax(weight), classifiers=dict(classifiers.items()))
+    for (inputs, target), by_hand_now in zip(batches(STEPS, modalities, size=6), expected, strict=True):
+        optimizer.zero_grad()
+        optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
+        optimizer.step()
+        torch.testing.assert_close(flat(model), by_hand_now, rtol=0, atol=1e-5)
+
+
+def test_tcmax_of_a_linear_head_is_a_product_of_sums():
+    """The O(B) form of the paper: `exp(a_j + v_k)` summed over all pairs is the product of both sums."""
+    torch.manual_seed(0)
+    model = Plain()
+    optimizer = wrap(model, policy=TCMax())
+    ((inputs, target),) = batches(1)
+    audio, image = encode(model, inputs)
+    one = audio @ model.head.weight[:, :4].T + model.head.bias
+    other = image @ model.head.weight[:, 4:].T
+    everyone = (one.exp().sum(0) * other.exp().sum(0)).sum() / (32 * 32 * 3)
+    expected = everyone.log() - (one + other)[torch.arange(32), target].mean()
+    loss = F.cross_entropy(model(*inputs), target)
+    classifiers = sum(
+        F.cross_entropy(c(f.detach()), target)
+        for c, f in zip(model.unimodal_classifiers.children(), (audio, image), strict=True)
+    )
+    torch.testing.assert_close(optimizer.balance(loss, target) - classifiers, expected)
 
 
 @pytest.mark.parametrize("modalities", [TWO, THREE])

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from cggm import UnimodalLosses
 from cggm.optim.scaling import add_noise_, deviations
-from cggm.policies import AGM, OGMGE, Joint, MMPareto
-from helpers import SmallModel, backward, batches, small_model, train, wrap
+from cggm.policies import AGM, CGGM, OGMGE, Joint, MMPareto, Objective, TCMax
+from helpers import SmallModel, backward, batches, flat, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
 
@@ -171,3 +171,40 @@ def test_parameters_whose_gradients_are_one_tensor():
     torch.testing.assert_close(both, tuple(a + b for a, b in zip(first, second, strict=True)))
     for ours, plain in zip(first, gradients(UnimodalLosses(), [0]), strict=True):
         assert ours.norm() >= plain.norm() * (1 - 1e-5)
+
+
+def test_tcmax_refuses_what_it_cannot_run():
+    model = small_model()
+    optimizer = wrap(model, policy=TCMax(max_rows=1000))
+    ((inputs, target),) = batches(1)
+    loss = F.cross_entropy(model(*inputs), target)
+    with pytest.raises(ValueError, match=r"32\^2 = 1024 rows of this batch, more than max_rows=1000"):
+        optimizer.balance(loss, target)
+    soft = F.one_hot(target, 3).float()
+    with pytest.raises(ValueError, match=r"class indices \[B\] as the target, got .* torch.float32"):
+        optimizer.balance(loss, soft)
+    for policy, message in [(UnimodalLosses(), "combiner"), (AGM(1.0), "objective")]:
+        with pytest.raises(ValueError, match=message):
+            TCMax() + policy
+    for bad in ({"weight": 1.5}, {"max_rows": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
+            TCMax(**bad)
+
+
+class Twice(Objective):
+    def term(self, fusion, loss, target):
+        return loss
+
+
+def test_the_direction_turns_the_gradient_of_the_loss_and_the_objective():
+    results = []
+    for policy, factor in ((CGGM.paper(lam=0.2) + Twice(), 1), (CGGM.paper(lam=0.2), 2)):
+        model = small_model()
+        optimizer = wrap(model, policy=policy)
+        for inputs, target in batches(2):
+            optimizer.zero_grad()
+            loss = factor * F.cross_entropy(model(*inputs), target)
+            optimizer.balance(loss, target).backward()
+            optimizer.step()
+        results.append(flat(model))
+    assert torch.equal(*results)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cggm import CGGM, ModalityDropout, NormEqualization, UnimodalLosses
-from cggm.policies import AGM, DGL, MIMO, MLB, OGMGE, OPM, SMP, FeaturePareto, Joint, MMPareto
+from cggm.policies import AGM, DGL, MIMO, MLB, OGMGE, OPM, SMP, FeaturePareto, Joint, MMPareto, TCMax
 from helpers import BASES, NoHostSync, SmallModel, backward, batches, flat, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
@@ -26,6 +26,7 @@ POLICIES = {
     "mlb": UnimodalLosses() + MLB(),
     "mimo": UnimodalLosses() + MIMO(lam=2.0),
     "opm": OPM(),
+    "tcmax": TCMax(),
     "cggm and opm": UnimodalLosses() + CGGM(smoothing=0.5) + OPM(0.4, 1.0),
     "smp": SMP(stage_steps=3, epoch_steps=2),
     "dropout": ModalityDropout(0.3),

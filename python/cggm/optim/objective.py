@@ -44,11 +44,11 @@ def total_loss(
         target: the batch's target.
     """
     plan, update = state.plan, state.update
+    if plan.objective is not None:
+        loss = loss + plan.objective.term(model.coalitions, loss, target)
     total = loss + scores.unimodal
     term = direction.loss_term(plan.direction, model, (loss, scores.unimodal), update.weights, state.state)
     total = total if term is None else total + term
     if scores.attribution is not None:
         total = total + scores.attribution.term(loss, update.coefficients)
-    if plan.objective is not None:
-        total = total + plan.objective.term(model.coalitions, loss, target)
     return total

@@ -13,6 +13,7 @@ from .mmpareto import FeaturePareto, MMPareto
 from .ogm_ge import OGMGE
 from .opm import OPM
 from .smp import SMP
+from .tcmax import TCMax
 from .unimodal import UnimodalLosses
 
 #: Former names: plain joint training is a policy without roles, and every policy is a composition of them.
@@ -40,6 +41,7 @@ __all__ = [
     "Objective",
     "Policy",
     "Role",
+    "TCMax",
     "UnimodalLosses",
     "default_policy",
 ]

@@ -53,9 +53,8 @@ class AGM(Coefficients):
     alpha: float = 1.0
     _: KW_ONLY
     permutations: int = 4  # type: ignore[misc]
-    excludes: ClassVar[tuple[str, ...]] = (
-        "combiner",
-    )  # the responses' gradients are weighed before it could act
+    # It weighs the responses' gradients from the given loss, before a combiner, and without what is added to that loss.
+    excludes: ClassVar[tuple[str, ...]] = ("combiner", "objective")
     score_source: ClassVar[ScoreSource] = "responses"
     score_kind: ClassVar[Literal["metric"]] = "metric"
 

@@ -186,6 +186,8 @@ class Objective(Role):
     """Adds a loss to the multimodal one, as TCMax does: subclass it and write `term`."""
 
     slot = "objective"
+    #: Its gradient enters an encoder where the unimodal one does; a combiner would take it for that.
+    excludes: ClassVar[tuple[str, ...]] = ("combiner",)
 
     def term(self, fusion: Fusion, loss: Tensor, target: Tensor) -> Tensor:
         """The loss to add, 0-dimensional, with its graph.

@@ -195,10 +195,11 @@ def check_distribution(plan: Plan, context: Any) -> None:
     Raises:
         ValueError: the policy needs whole gradients or weights, and every process has a part.
     """
-    if context.sharded and plan.reads("responses") is not None:
+    again = plan.reads("responses") or plan.objective
+    if context.sharded and again is not None:
         raise ValueError(
-            "policy: AGM() runs the fusion again after the forward pass, when fully_shard() has freed its weights; "
-            "use it with DistributedDataParallel, or take another policy"
+            f"policy: {type(again).__name__}() runs the fusion again after the forward pass, when fully_shard() has "
+            "freed its weights; use it with DistributedDataParallel, or take another policy"
         )
     if context.sharded and plan.adds_noise:
         raise ValueError(

@@ -56,6 +56,7 @@ METHODS: Mapping[str, Method] = {
     "smp": Method(
         policies.SMP(stage_steps=190, epoch_steps=19)
     ),  # half of 20 epochs of 1,200 samples in batches of 64
+    "tcmax": Method(policies.TCMax()),
     "dropout": Method(policies.ModalityDropout(0.35)),
     "default": Method(policies.default_policy()),
 }

@@ -1,0 +1,81 @@
+"""Total correlation maximization (ICLR 2026, arXiv 2602.13015)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Fusion, Objective, check_range
+
+
+@dataclass(frozen=True)
+class TCMax(Objective):
+    """Replaces the multimodal loss by a bound of the total correlation of all modalities and the label.
+
+    `L_TC = −mean_b f(x_b)[y_b] + log mean_{j, k, y} exp f(a_j, v_k)[y]`, the second mean over all pairs of features in
+    the batch and all classes; with M modalities, over all `B^M` tuples. The policy adds `weight · (L_TC − L)` to the
+    multimodal loss L. For classification: the head puts out `[B, C]`, targets are class indices `[B]`, −100 is ignored.
+
+    The fusion runs once more, on a batch of `B^M` rows; it keeps that many rows of every activation, and its forward
+    function must take the number of samples from the features. It runs in the mode of the model, as the authors' does:
+    dropout draws for every pair, BatchNorm counts the pairs as a batch of its own. The pairs are made of the whole
+    features, also beside `ModalityDropout`, and of each process's own samples.
+
+    Args:
+        weight: share of the multimodal loss that is replaced, in `[0, 1]`.
+        max_rows: the largest `B^M` that is allowed, `>= 1`.
+
+    Raises:
+        ValueError: an argument outside its range; in `balance()`, more rows than `max_rows`, outputs or targets of
+            another form.
+
+    >>> TCMax(weight=0.5).max_rows
+    65536
+    """
+
+    weight: float = 1.0
+    _: KW_ONLY
+    max_rows: int = 65_536  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        check_range("weight", self.weight, 0.0, 1.0)
+        check_range("max_rows", self.max_rows, 1)
+
+    def term(self, fusion: Fusion, loss: Tensor, target: Tensor) -> Tensor:
+        """`weight · (L_TC − loss)`."""
+        features, output = fusion.features, fusion.output
+        samples, modalities = output.shape[0], len(features)
+        if output.ndim != 2 or target.ndim != 1 or target.is_floating_point():
+            raise ValueError(
+                "TCMax() needs a head that puts out [B, C] and class indices [B] as the target, got "
+                f"{list(output.shape)} and {list(target.shape)} of {target.dtype}"
+            )
+        if samples**modalities > self.max_rows:
+            raise ValueError(
+                f"TCMax() runs the fusion on {samples}^{modalities} = {samples**modalities} rows of this batch, more "
+                f"than max_rows={self.max_rows}: take smaller batches, or a larger max_rows if they fit into memory"
+            )
+        outputs = fusion(_tuples(features)).float()  # [B^M, C]
+        true = outputs[
+            :: sum(samples**k for k in range(modalities))
+        ]  # [B, C], of the tuples that belong together
+        bound = F.nll_loss(true, target) + outputs.flatten().logsumexp(0) - math.log(outputs.numel())
+        return self.weight * (bound - loss)
+
+
+def _tuples(features: Sequence[Tensor]) -> list[Tensor]:
+    """All combinations of the M modalities' samples, `[B^M, ...]` each; the last modality's samples change fastest.
+
+    >>> [x.tolist() for x in _tuples([torch.tensor([1, 2]), torch.tensor([3, 4])])]
+    [[1, 1, 2, 2], [3, 4, 3, 4]]
+    """
+    samples, modalities = features[0].shape[0], len(features)
+    rows = []
+    for i, x in enumerate(features):
+        alone = x[(None,) * i + (slice(None),) + (None,) * (modalities - 1 - i)]  # [1, .., B, .., 1, ...]
+        rows.append(alone.expand(*[samples] * modalities, *x.shape[1:]).flatten(0, modalities - 1))
+    return rows
