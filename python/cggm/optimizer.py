@@ -16,6 +16,7 @@ from .model.encoders import read_encoders
 from .model.gradient_buffers import GradientBuffers
 from .model.inspection import Explanation, explain
 from .model.multimodal import MultimodalModel, check_model
+from .model.relearning import Batches, Relearning, relearn
 from .model.scoring import score_modalities
 from .optim import checkpoint, direction
 from .optim.base import OptimizerWrapper
@@ -259,7 +260,16 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
             forward: runs the model on the batch and returns the multimodal loss.
             target: the batch's target.
         """
+        self._state.check_between_steps("explain()")
         return explain(self, forward, target)
+
+    @disable_dynamo
+    def relearn(
+        self, train: Batches, validation: Batches, initial: Mapping[str, Tensor], strength: float = 3.0
+    ) -> Relearning:
+        """Set each encoder back towards `initial`, by its gap to unseen samples: `cggm.model.relearning.relearn`."""
+        self._state.check_between_steps("relearn()")
+        return relearn(self._model, train, validation, initial, strength)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer; encoders' new parameters are modulated from now on."""

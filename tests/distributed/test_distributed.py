@@ -165,6 +165,20 @@ def test_rules_over_a_ranks_own_samples_keep_the_models_alike():
         assert all(torch.equal(results[0][name][key], value) for key, value in results[1][name].items())
 
 
+def relearned(rank):
+    model, _, optimizer = in_order("wrapped after", CGGM(), "auto")
+    train, validation = ((inputs, target) for inputs, target in batches(2, size=24, seed=rank))
+    initial = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    return optimizer.relearn([train], [validation], initial).shares, flat(model)
+
+
+def test_processes_relearn_alike_from_samples_of_their_own():
+    (shares, one), (others_shares, other) = processes.run(relearned, 2)
+    assert shares.max() > 0
+    assert torch.equal(shares, others_shares)
+    assert torch.equal(one, other)
+
+
 PARAMETER_LEVEL = {"mmpareto": MMPareto(), "both": MMPareto() + CGGM(smoothing=0.3)}
 
 

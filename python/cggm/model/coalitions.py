@@ -71,7 +71,7 @@ class CoalitionForward:
         asked, shares = coalitions(modalities, permutations)
         exact = modalities <= EXACT  # the same in every step
         weights = (constant if exact else table)(tuple(map(tuple, shares)), everyone.device)  # [M, S]
-        with self._in_evaluation():
+        with in_evaluation(self._model):
             values = [
                 self([x.clone() if i in members else torch.zeros_like(x) for i, x in enumerate(features)])
                 for members in asked[:-1]
@@ -137,17 +137,6 @@ class CoalitionForward:
                 if forward is not None:
                     encoder.forward = forward
 
-    @contextlib.contextmanager
-    def _in_evaluation(self) -> Iterator[None]:
-        """The model in evaluation mode."""
-        modes = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
     def _keep_call(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
         if torch.is_grad_enabled() and not recomputing():
             self._call = arguments, keywords
@@ -164,6 +153,18 @@ class CoalitionForward:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_call": None, "_output": None}  # a graph can be neither copied nor pickled
+
+
+@contextlib.contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its modules in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _always(output: Any) -> Callable[..., Any]:

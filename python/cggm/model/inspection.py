@@ -111,12 +111,7 @@ def explain(optimizer: CGGMOptimizerWrapper, forward: Callable[[], Tensor], targ
         optimizer: the wrapper, before training or between two steps.
         forward: runs the model on the batch and returns the multimodal loss.
         target: the batch's target.
-
-    Raises:
-        RuntimeError: a balanced loss is pending: finish that step first.
     """
-    if optimizer._state.update is not None:
-        raise RuntimeError("explain() needs a batch of its own: call it before balance() or after step()")
     model, encoders = optimizer._model, optimizer._model.encoders
     stepped = {p for group in optimizer.param_groups for p in group["params"]}
     reports = []

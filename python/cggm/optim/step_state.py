@@ -112,6 +112,15 @@ class StepState:
                 "call zero_grad() and go on with the next batch"
             )
 
+    def check_between_steps(self, what: str) -> None:
+        """Refuse what would change the model between a loss and its step.
+
+        Raises:
+            RuntimeError: a balanced loss is pending.
+        """
+        if self.update is not None:
+            raise RuntimeError(f"{what} in the middle of a step: call it after step() or zero_grad()")
+
     def commit(self) -> None:
         """The step has been taken: the policy's next state is its state now, and nothing is pending."""
         state = self.update.state if self.update is not None else self.state

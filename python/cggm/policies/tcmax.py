@@ -54,6 +54,11 @@ class TCMax(Objective):
                 "TCMax() needs a head that puts out [B, C] and class indices [B] as the target, got "
                 f"{list(output.shape)} and {list(target.shape)} of {target.dtype}"
             )
+        if any(x.shape[0] != samples for x in features):
+            raise ValueError(
+                f"TCMax() needs the {samples} samples in the first axis of all features, got "
+                f"{[list(x.shape) for x in features]}"
+            )
         if samples**modalities > self.max_rows:
             raise ValueError(
                 f"TCMax() runs the fusion on {samples}^{modalities} = {samples**modalities} rows of this batch, more "
