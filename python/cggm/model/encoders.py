@@ -261,8 +261,8 @@ class EncoderSet:
                     other, place = seen.setdefault(parameter, (name, f"{path}.{key}"))
                     if other != name:
                         raise ValueError(
-                            f"a parameter is shared: {path}.{key} of {name!r} is {place} of {other!r}, and one gradient "
-                            "cannot have two coefficients; name as encoders only the parts that belong to one modality"
+                            f"a parameter is shared: {path}.{key} of {name!r} is {place} of {other!r}, and one "
+                            "gradient cannot have two coefficients; name as encoders only parts that belong to one modality"
                         )
 
 

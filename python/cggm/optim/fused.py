@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
-from cggm_ops import backend
+from cggm_ops import TRITON_OPERATORS, backend
 from cggm_ops.checks import DTYPES, is_dense
 
 from ..torch_private import has_pre_hooks, is_watched
@@ -47,6 +47,10 @@ class FusedStep:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+    @property
+    def _operator(self) -> str:
+        return "sgd_" if type(self._base) is SGD else "adamw_"
 
     def unsupported_reason(self) -> str | None:
         """Why the optimizer has to take its step itself; None where the kernels can take it."""
@@ -118,8 +122,9 @@ class FusedStep:
         for parameter in parameters:
             if type(parameter) not in _PLAIN or parameter.dtype not in DTYPES:
                 return f"a parameter is a {type(parameter).__name__} of {parameter.dtype}"
-            if backend(parameter.device) == "reference":
-                return f"there are no kernels for {parameter.device}"
+            kernels = backend(parameter.device)
+            if kernels == "reference" or (kernels == "triton" and self._operator not in TRITON_OPERATORS):
+                return f"there is no kernel of {self._operator} for {parameter.device}"
             if not is_dense(parameter):
                 return "a parameter does not fill its memory without gaps"
             for name, tensor in state.get(parameter, {}).items():

@@ -1,7 +1,7 @@
 """Balancing methods, one file each, the roles that they are made of, and the plan that puts them to work."""
 
 from .agm import AGM
-from .base import Coefficients, CoefficientUpdate, Combiner, Dropout, Objective, Policy, Role
+from .base import CoefficientUpdate, Policy, Role
 from .cggm import CGGM
 from .default import default_policy
 from .dgl import DGL
@@ -12,6 +12,7 @@ from .mlb import MLB
 from .mmpareto import FeaturePareto, MMPareto
 from .ogm_ge import OGMGE
 from .opm import OPM
+from .roles import Coefficients, Combiner, Dropout, Objective
 from .smp import SMP
 from .tcmax import TCMax
 from .unimodal import UnimodalLosses

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cggm.tasks.base import confidence_of
 
-from .base import Coefficients, CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
+from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
+from .roles import Coefficients
 
 if TYPE_CHECKING:
     from cggm.tasks import Task

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cggm.deprecated import renamed_argument
 
-from .base import Coefficients, CoefficientUpdate, ScaleTarget, State, all_finite, check_range
+from .base import CoefficientUpdate, ScaleTarget, State, all_finite, check_range
+from .roles import Coefficients
 
 if TYPE_CHECKING:
     from cggm.tasks import Task

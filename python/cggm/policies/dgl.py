@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Combiner, check_range
+from .base import check_range
+from .roles import Combiner
 
 
 @dataclass(frozen=True, kw_only=True)

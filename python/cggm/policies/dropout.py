@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Dropout, check_range
+from .base import check_range
+from .roles import Dropout
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .base import Combiner, State
+from .base import State
+from .roles import Combiner
 
 _SPREAD = 3.0  # how far joint training's gradient may be above its mean so far and still be believed
 _NOTHING = 1e-20  # a smaller norm counts as zero, as its squares become in float32

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Coefficients, CoefficientUpdate, ScaleTarget, State, all_finite, check_range
+from .base import CoefficientUpdate, ScaleTarget, State, all_finite, check_range
+from .roles import Coefficients
 
 
 @dataclass(frozen=True)

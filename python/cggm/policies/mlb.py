@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Coefficients, CoefficientUpdate, State, all_finite, check_range
+from .base import CoefficientUpdate, State, all_finite, check_range
+from .roles import Coefficients
 
 _SMALLEST = 1e-8  # confidences below this count as this
 

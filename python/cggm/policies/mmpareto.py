@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .base import Combiner, check_range
+from .base import check_range
+from .roles import Combiner
 
 
 def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Coefficients, CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
+from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
+from .roles import Coefficients
 
 _ROUNDING = 1e-6  # equal scores must not count as ahead of each other
 

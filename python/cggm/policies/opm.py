@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Dropout, State, all_finite, check_range
+from .base import State, all_finite, check_range
+from .roles import Dropout
 
 _ROUNDING = 1e-6  # equal scores must not count as ahead of each other
 _SMALLEST = 1e-8  # confidences below this count as this

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import Coefficients, Combiner, Dropout, Objective, Policy, Role, ScaleTarget
+from .base import Policy, Role, ScaleTarget
+from .roles import Coefficients, Combiner, Dropout, Objective
 from .unimodal import UnimodalLosses
 
 #: Optimizers whose update is linear in the gradient, by the names of their classes and of those they inherit from. Any

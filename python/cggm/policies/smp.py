@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Coefficients, CoefficientUpdate, State, all_finite
+from .base import CoefficientUpdate, State, all_finite
+from .roles import Coefficients
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Fusion, Objective, check_range
+from .base import check_range
+from .roles import Fusion, Objective
 
 
 @dataclass(frozen=True)

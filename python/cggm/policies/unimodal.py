@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Combiner, check_range
+from .base import check_range
+from .roles import Combiner
 
 
 @dataclass(frozen=True, kw_only=True)
