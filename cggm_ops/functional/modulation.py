@@ -101,7 +101,7 @@ def modulate_(
     fusion: Tensor,
     unimodal: Tensor | Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Do the work of `scale_` and `batched_cosine` in one launch, without autograd.
+    """Do the work of `scale_` and `batched_cosine` in one pass, without autograd.
 
     g_s ← c[owner_s] · g_s, and cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖). The head gradients may be among `grads` if their
     owner is -1, since they are only read then.

@@ -104,6 +104,7 @@ def adamw_(
     settings = _settings((lr, beta1, eps, weight_decay, sign, *logs, beta2), device)
     scales = _scale_arguments(grad_scale, update_scale, settings)
     given = [tensor is not None for tensor in (grad_scale, update_scale)]
+    decoupled = decoupled or weight_decay == 0  # 0 times an infinite parameter would be NaN in the gradient
     for dtype, table in launches:
         adamw_kernel[(len(table),)](
             table, counts, *scales, settings, *given, decoupled, ELEMENTS[dtype], CHUNK, **OPTIONS

@@ -30,7 +30,14 @@ from kernel_inputs import (  # noqa: E402
     normal,
     poison,
 )
-from kernel_optimizer_checks import check_adamw, check_many_params, check_sgd, compare_step  # noqa: E402
+from kernel_optimizer_checks import (  # noqa: E402
+    check_adamw,
+    check_counters_on_host,
+    check_many_params,
+    check_sgd,
+    check_special_steps,
+    compare_step,
+)
 from kernel_segment_checks import check_combine, check_gram, check_many_segments  # noqa: E402
 from operator_cases import Case, adamw, modulate, scale  # noqa: E402
 
@@ -132,7 +139,7 @@ def check_modulate(device: str, dtype: torch.dtype) -> None:
 
 
 def check_full_grid(device: str, dtype: torch.dtype) -> None:
-    """modulate_ and adamw_ with more chunks than a GPU runs blocks at a time: all blocks wait at a barrier."""
+    """modulate_ and adamw_ with more chunks than a GPU runs blocks at a time."""
     case = Case((500 * 8192 + 5, 70_001, 3), device=device, dtype=dtype, unowned=True, draw=normal)
     for _ in range(3):
         call = modulate(case, 1_000_003)
@@ -154,6 +161,7 @@ CHECKS: list[Callable[[str, torch.dtype], None]] = [
     check_combine,
     check_adamw,
     check_sgd,
+    check_special_steps,
     check_many_gradients,
     check_many_segments,
     check_many_params,
@@ -218,6 +226,8 @@ def main() -> None:
         passed = list(run(arguments.device, arguments.only, arguments.without))
         if arguments.device == "cuda" or arguments.library or arguments.backend == "triton":
             check_float64(arguments.device)
+        if arguments.library:
+            check_counters_on_host(arguments.library)
     print(*passed, sep="\n")
     print(f"{len(passed)} checks passed on {arguments.device}")
 
