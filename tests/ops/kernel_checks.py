@@ -152,6 +152,22 @@ def check_full_grid(device: str, dtype: torch.dtype) -> None:
         assert [counter.item() for counter in counters] == [taken] * len(counters), "steps"
 
 
+def check_streams(device: str, dtype: torch.dtype) -> None:
+    """batched_cosine on a stream that is busy, and meanwhile the same call on another one."""
+    fusion, *unimodal = Case((), 3, dtype, device, draw=normal).head(50_001)
+    wanted, _ = reference.batched_cosine(fusion, unimodal)
+    torch.cuda.synchronize()
+    first, second = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(first):
+        torch.cuda._sleep(200_000_000)  # about a tenth of a second: what follows waits
+        waiting = cggm_ops.batched_cosine(fusion, unimodal)
+    with torch.cuda.stream(second):
+        found = [cggm_ops.batched_cosine(fusion, unimodal) for _ in range(3)]
+    torch.cuda.synchronize()
+    for cosines in (waiting, *found):
+        assert_elements("cosine", cosines, wanted, terms=1.0)
+
+
 CHECKS: list[Callable[[str, torch.dtype], None]] = [
     check_scale,
     check_special_values,
@@ -198,7 +214,9 @@ def refusal(call: Callable[[], object]) -> str:
 
 def run(device: str, only: str, without: str | None) -> Iterator[str]:
     """Run all checks whose name contains `only` but not `without`; yield those that passed."""
-    for check, dtype in itertools.product(CHECKS + [check_full_grid] * (device == "cuda"), DTYPES):
+    for check, dtype in itertools.product(
+        CHECKS + [check_full_grid, check_streams] * (device == "cuda"), DTYPES
+    ):
         if only in check.__name__ and (without is None or without not in check.__name__):
             check(device, dtype)
             yield f"{check.__name__} {str(dtype).removeprefix('torch.')}"
