@@ -121,7 +121,9 @@ def test_a_compiler_that_fails_leaves_its_reason_and_a_package_that_works(tmp_pa
     assert "installing without" in run(*build, cwd=ROOT, env=environment)
     program = "import cggm_ops; print(cggm_ops.__file__, cggm_ops.backend('cpu'), cggm_ops.missing_reason())"
     said = run(sys.executable, "-c", program, cwd=tmp_path, env={"PYTHONPATH": str(library)})
-    assert said.startswith(f"{library}/cggm_ops/__init__.py reference the compiled extension could not be built (")
+    assert said.startswith(
+        f"{library}/cggm_ops/__init__.py reference the compiled extension could not be built ("
+    )
     with pytest.raises(AssertionError, match="Error"):
         run(*build, cwd=ROOT, env={**environment, "CGGM_REQUIRE_EXTENSION": "1"})
 
