@@ -7,7 +7,7 @@ TESTABLE := $(VENV)/.testable
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all lint bench gpu clean
+.PHONY: demo test test-all compilers lint bench gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/cggm demo
@@ -17,6 +17,19 @@ test: $(TESTABLE)
 
 test-all: $(TESTABLE)
 	$(BIN)/python -m pytest
+
+# Builds and tests the CPU kernels with each of these that is installed (Debian: apt-get install g++-11 g++-12 clang).
+COMPILERS ?= g++-11 g++-12 g++-13 g++-14 clang++
+
+compilers: $(TESTABLE)
+	@for compiler in $(COMPILERS); do \
+	  command -v $$compiler >/dev/null || { echo "$$compiler: not installed"; continue; }; \
+	  folder=build/compilers/$$compiler; rm -rf $$folder; mkdir -p $$folder; \
+	  CXX=$$compiler CGGM_CUDA_ARCHS= CGGM_REQUIRE_EXTENSION=1 $(BIN)/python setup.py -q build \
+	    --build-base $$folder --build-lib $$folder/lib >$$folder.log 2>&1 || { tail -n 40 $$folder.log; exit 1; }; \
+	  echo "$$compiler: built"; \
+	  PYTHONPATH=$$folder/lib $(BIN)/pytest -m "not slow" tests/ops || exit 1; \
+	done
 
 bench: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-json=benchmark.json

@@ -1,7 +1,8 @@
 """Build `cggm_ops._C` from csrc/; everything that is not the extension is declared in pyproject.toml.
 
 CPU kernels are built wherever a C++ compiler is found. CUDA kernels are built when nvcc is found and either torch
-itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90") asks for them.
+itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90") asks for them. Where the compiler fails, the package
+installs without kernels; with CGGM_REQUIRE_EXTENSION=1 the installation fails instead.
 """
 
 import os
@@ -65,6 +66,27 @@ def cuda_archs(torch) -> str | None:
     return asked or None
 
 
+def tolerant(command: type) -> type:
+    """Return torch's build command, but a build that fails leaves its reason behind and not a broken installation."""
+
+    class BuildOrExplain(command):
+        def run(self) -> None:
+            module = Path(self.get_ext_fullpath("cggm_ops._C"))
+            reason = module.with_name("_C.failed")  # cggm_ops/backend.py reads it
+            reason.unlink(missing_ok=True)
+            try:
+                super().run()
+            except Exception as error:  # of the compiler, of ninja, or of torch's checks of them
+                if os.environ.get("CGGM_REQUIRE_EXTENSION") == "1":
+                    raise
+                module.unlink(missing_ok=True)  # an older build does not fit these sources
+                module.parent.mkdir(parents=True, exist_ok=True)
+                reason.write_text(f"{type(error).__name__}: {error}".partition("\n")[0])
+                print(f"cggm: the compiled kernels could not be built ({error}): installing without them.")
+
+    return BuildOrExplain
+
+
 def extension() -> dict:
     """Return the keyword arguments of `setup` that build the extension; none without a compiler."""
     compiler = os.environ.get("CXX", "c++").split()[0]
@@ -104,12 +126,13 @@ def extension() -> dict:
     module = cpp_extension.CppExtension(
         "cggm_ops._C",
         files,
+        optional=True,
         include_dirs=[str(ROOT / "csrc")],
         depends=sources("csrc", "**/*.h", "**/*.cuh"),
         extra_compile_args=compile_args,
         **options,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
+    return {"ext_modules": [module], "cmdclass": {"build_ext": tolerant(cpp_extension.BuildExtension)}}
 
 
 setup(

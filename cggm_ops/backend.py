@@ -8,6 +8,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,10 +19,15 @@ from cggm_ops import schema
 # Only beside this file: an editable installation in the same environment may have another extension.
 if importlib.machinery.PathFinder.find_spec("cggm_ops._C", [os.path.dirname(__file__)]) is None:
     _extension = None
+    _failed = Path(__file__).with_name("_C.failed")  # setup.py writes it
+    _cause = (
+        f"the compiled extension could not be built ({_failed.read_text()})"
+        if _failed.exists()
+        else "the installation found no C++ compiler or no Python headers (Debian's python3-dev)"
+    )
     _reason = (
-        "the compiled extension is missing: the installation found no C++ compiler or no Python headers (Debian's "
-        "python3-dev). Install them, then run `pip install --no-build-isolation --force-reinstall --no-deps` on the "
-        "sources again"
+        f"{_cause}. Fix that and run `pip install -v --no-build-isolation --force-reinstall --no-deps` on the sources "
+        "again; -v shows what the compiler says"
     )
 else:
     # An extension that cannot be loaded raises an error: there is no silent fallback.

@@ -1,18 +1,24 @@
 """The operators in `torch.ops.cggm_ops`: schemas, fakes, definitions and autograd, and how they are called.
 
+The fakes check their arguments as the implementations do, except for shared memory: their tensors have none.
+
 The schemas are here and not in C++, so that everything works without the compiled extension. It only adds
 implementations for the dispatch keys CPU and CUDA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cggm_ops import reference
+from cggm_ops.checks.modulation import check_backward, check_head, check_modulation, check_scale
+from cggm_ops.checks.optimizers import check_adamw, check_sgd
+from cggm_ops.checks.segments import check_combination, check_sets
 
 NAMESPACE = "cggm_ops"
 DEFINITIONS: dict[str, Callable[..., Any]] = {}  # the reference implementation of each operator
@@ -50,8 +56,27 @@ def mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
     return _change(serving(op, tensors), {name: tensors}, tensors, *others)
 
 
+def is_transformed() -> bool:
+    """Tell whether forward-mode differentiation or a transform of torch.func is active."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _refuse_tangents(name: str, arguments: Iterable[Any]) -> None:
+    """Refuse dual tensors: no operator here has a forward-mode derivative, and the tangent would be wrong."""
+    if forward_ad._current_level < 0:
+        return
+    for argument in arguments:
+        for tensor in argument if isinstance(argument, list | tuple) else (argument,):
+            if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise RuntimeError(
+                    f"{name} has no forward-mode derivative, found a dual tensor: pass "
+                    "torch.autograd.forward_ad.unpack_dual(tensor).primal, or call it outside of jvp"
+                )
+
+
 def _change(call: Callable[..., Any], changed: Mapping[str, Sequence[Tensor]], *arguments: Any) -> Any:
     """Refuse tensors that autograd follows, call, and increment the versions of the changed tensors."""
+    _refuse_tangents("an operator that changes tensors in place", arguments)
     for name, tensors in changed.items():
         if torch.is_grad_enabled() and torch._C._any_requires_grad(tensors):
             raise RuntimeError(
@@ -81,6 +106,7 @@ def _guard_mutation(op: Any, mutated: tuple[int, ...] = (0,)) -> None:
 
 
 def _batched_cosine_fake(fusion: Tensor, unimodal: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    check_head(fusion, unimodal)
     cosines = fusion.new_empty(len(unimodal), dtype=reference.cosine_dtype(fusion))
     return cosines, fusion.new_empty(2 * len(unimodal) + 1, dtype=torch.float64)
 
@@ -88,6 +114,7 @@ def _batched_cosine_fake(fusion: Tensor, unimodal: Sequence[Tensor]) -> tuple[Te
 def _batched_cosine_backward_fake(
     grad: Tensor, products: Tensor, fusion: Tensor, unimodal: Sequence[Tensor]
 ) -> Tensor:
+    check_backward(grad, products, fusion, unimodal)
     return fusion.new_empty(fusion.shape)
 
 
@@ -119,10 +146,19 @@ torch.library.register_autograd(
     f"{NAMESPACE}::batched_cosine", _differentiate, setup_context=_save_for_backward, lib=_library
 )
 
+
+def _below_autograd(keyset: Any, *arguments: Any) -> Any:
+    _refuse_tangents("torch.ops.cggm_ops.batched_cosine", arguments)
+    return batched_cosine.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+
+
+_library.impl("batched_cosine", _below_autograd, "ADInplaceOrView", with_keyset=True)
+
 # scale_ ------------------------------------------------------------------------------------------------------------
 
 
 def _scale_fake(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) -> Tensor:
+    check_scale(grads, owner, coefficients)
     return coefficients.new_empty(coefficients.shape[0] + 1, dtype=torch.float64)
 
 
@@ -141,6 +177,7 @@ def _modulate_fake(
     fusion: Tensor,
     unimodal: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
+    check_modulation(grads, owner, coefficients, fusion, unimodal)
     return _batched_cosine_fake(fusion, unimodal)[0], _scale_fake(grads, owner, coefficients)
 
 
@@ -156,6 +193,7 @@ _guard_mutation(modulate_)
 
 
 def _segment_gram_fake(tensors: Sequence[Tensor], sets: int) -> Tensor:
+    check_sets(tensors, sets)
     return tensors[0].new_empty((len(tensors) // sets, sets, sets), dtype=torch.float64)
 
 
@@ -169,15 +207,11 @@ segment_gram = _define(
 # segment_combine_ --------------------------------------------------------------------------------------------------
 
 
-def _nothing_fake(*arguments: Any) -> None:
-    return None
-
-
 segment_combine_ = _define(
     # set 0, and the K - 1 others one after the other; weights [S, K]
     "segment_combine_(Tensor(a!)[] into, Tensor[] others, Tensor weights) -> ()",
     reference.segment_combine_,
-    _nothing_fake,
+    check_combination,
 )
 _guard_mutation(segment_combine_)
 
@@ -190,7 +224,7 @@ adamw_ = _define(
     f"Tensor(d!)[] steps, {_MODULATION}, float lr, float beta1, float beta2, float eps, float weight_decay, "
     "bool decoupled, bool maximize) -> ()",
     reference.adamw_,
-    _nothing_fake,
+    check_adamw,
 )
 _guard_mutation(adamw_, (0, 2, 3, 4))
 
@@ -199,6 +233,6 @@ sgd_ = _define(
     f"{_MODULATION}, float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
     "bool first) -> ()",
     reference.sgd_,
-    _nothing_fake,
+    check_sgd,
 )
 _guard_mutation(sgd_, (0, 2))

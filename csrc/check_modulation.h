@@ -102,6 +102,14 @@ struct ScaleArguments {
     gradients.reserve(grads.size());
     for (size_t s = 0; s < grads.size(); ++s) gradients.push_back(check_gradient(grads[s], s, owner[s], factors, written));
     written.check_disjoint();
+    check_not_scaled(range(factors, "coefficients"));
+  }
+
+ protected:
+  void check_not_scaled(const Range& read) const {
+    written.check_not_read(read, "give that one the owner -1 or pass a copy", [this](const Range& grad) {
+      return owner[grad.index] >= 0;
+    });
   }
 };
 
@@ -121,13 +129,6 @@ struct ModulateArguments : ScaleArguments {
     check_same_device(head, view(coefficients.get()), "fusion", "coefficients");
     check_not_scaled(range(head, "fusion"));
     for (size_t m = 0; m < unimodal.size(); ++m) check_not_scaled(range(view(unimodal[m].get()), "unimodal", m));
-  }
-
- private:
-  void check_not_scaled(const Range& read) const {
-    written.check_not_read(read, "give that one the owner -1 or pass a copy", [this](const Range& grad) {
-      return owner[grad.index] >= 0;
-    });
   }
 };
 

@@ -1,6 +1,7 @@
 // The arguments of adamw_ and sgd_, and their checks; the same rules in Python are in cggm_ops/checks/optimizers.py.
 #pragma once
 
+#include <cmath>
 #include <initializer_list>
 #include <optional>
 
@@ -22,6 +23,12 @@ struct NamedList {
   const char* name;
   const TensorList* tensors;
 };
+
+// Hyper-parameters lie in [0, below).
+inline void check_number(double number, const char* name, double below = INFINITY) {
+  if (!(number >= 0 && number < below))
+    refuse(name, " must be ", below == 1 ? "in [0, 1)" : "finite and not negative", ", found ", number);
+}
 
 // What adamw_ and sgd_ share: params, grads, owner, grad_scale, update_scale, lr, weight_decay, maximize.
 struct StepArguments {
@@ -50,15 +57,18 @@ struct StepArguments {
     if (found != params.size()) refuse(name, " must hold one tensor per parameter (", params.size(), "), found ", found);
   }
 
-  void check_lists(std::initializer_list<NamedList> states) {
+  // `counters`: single numbers that the step changes, too.
+  void check_lists(std::initializer_list<NamedList> states, const std::vector<View>& counters = {}) {
     const size_t count = params.size();
+    check_number(lr, "lr");
+    check_number(weight_decay, "weight_decay");
     check_count("grads", grads.size());
     for (const NamedList& state : states) check_count(state.name, state.tensors->size());
     if (!owner.empty() && owner.size() != count)
       refuse("owner must name one modality per tensor in params, found ", owner.size(), " for ", count);
     check_scale(grad_scale, "grad_scale");
     check_scale(update_scale, "update_scale");
-    Written written(count * (1 + states.size()));
+    Written written(count * (1 + states.size()) + counters.size());
     std::vector<View> views, gradients;
     views.reserve(count);
     gradients.reserve(count);
@@ -80,14 +90,21 @@ struct StepArguments {
         steps.back().state[k++] = tensor.data;
       }
     }
-    for (const auto* scale : {&grad_scale, &update_scale})
-      if (*scale && count > 0) check_same_device(view((*scale)->get()), views[0], "the scales", "params");
+    for (size_t s = 0; s < counters.size(); ++s) written.add(counters[s], "steps", s);
     written.check_disjoint();
+    check_scale_memory(grad_scale, "grad_scale", views, written);
+    check_scale_memory(update_scale, "update_scale", views, written);
     for (size_t s = 0; s < count; ++s) written.check_not_read(gradients[s], "grads", s);
     for (size_t s = 0; s < count; ++s) steps[s].grad = in_order_of(gradients[s], views[s], copies);
   }
 
  private:
+  static void check_scale_memory(
+      const std::optional<Tensor>& scale, const char* name, const std::vector<View>& params, const Written& written) {
+    if (!scale || params.empty()) return;
+    check_same_device(view(scale->get()), params[0], name, "params");
+    written.check_not_read(view(scale->get()), name, -1);
+  }
   void check_scale(const std::optional<Tensor>& scale, const char* name) const {
     if (!scale) return;
     check_factors(*scale, 1, name);
@@ -120,7 +137,9 @@ struct AdamArguments : StepArguments {
         decoupled(take<bool>(stack[13])) {}
 
   void check() {
-    check_lists({{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}});
+    check_number(beta1, "beta1", 1);
+    check_number(beta2, "beta2", 1);
+    check_number(eps, "eps");
     check_count("steps", counter_list.size());
     counters.reserve(counter_list.size());
     for (size_t s = 0; s < counter_list.size(); ++s) {
@@ -132,6 +151,7 @@ struct AdamArguments : StepArguments {
       if (!is_on_host(counter) && !same_device(counter, view(params[s])))
         refuse("steps[", s, "] must be on the CPU or on the device of params: move it with .to(device)");
     }
+    check_lists({{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}}, counters);
   }
 
   static bool is_on_host(const View& counter) { return counter.device_type == aoti_torch_device_type_cpu(); }
@@ -161,6 +181,8 @@ struct SgdArguments : StepArguments {
         first(take<bool>(stack[12])) {}
 
   void check() {
+    check_number(momentum, "momentum");
+    check_number(dampening, "dampening");
     if (momentum != 0)
       check_lists({{"momentum_buffers", &momentum_buffers}});
     else

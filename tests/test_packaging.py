@@ -111,6 +111,23 @@ def test_a_wheel_holds_the_data_but_not_the_scripts_that_made_them(tmp_path):
     assert not [name for name in data if name.endswith(".py")]
 
 
+def test_a_compiler_that_fails_leaves_its_reason_and_a_package_that_works(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    library = tmp_path / "lib"
+    build = (sys.executable, "setup.py", "build", "--build-base", tmp_path / "base", "--build-lib", library)
+    environment = {"CXX": str(compiler), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert "installing without" in run(*build, cwd=ROOT, env=environment)
+    program = "import cggm_ops; print(cggm_ops.__file__, cggm_ops.backend('cpu'), cggm_ops.missing_reason())"
+    said = run(sys.executable, "-c", program, cwd=tmp_path, env={"PYTHONPATH": str(library)})
+    assert said.startswith(
+        f"{library}/cggm_ops/__init__.py reference the compiled extension could not be built ("
+    )
+    with pytest.raises(AssertionError, match="Error"):
+        run(*build, cwd=ROOT, env={**environment, "CGGM_REQUIRE_EXTENSION": "1"})
+
+
 @pytest.mark.slow
 def test_installed_elsewhere_it_trains_on_the_compiled_kernels(source_distribution, tmp_path):
     python = install(source_distribution, tmp_path / "venv")

@@ -17,15 +17,21 @@ from cggm_ops.checks.tensors import (
     check_written,
 )
 
+NOT_SCALED = "give that one the owner -1 or pass a copy"
+
 
 def check_scale(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) -> list[Range]:
-    """Refuse gradients, owners or coefficients that `scale_` cannot take; return the gradients' memory, sorted."""
+    """Refuse gradients, owners or coefficients that `scale_` cannot take; return the memory that changes, sorted."""
     check_factors(coefficients, 1, "coefficients")
     check_owner(owner, len(grads), "grads", coefficients.numel(), "coefficients")
     for index, grad in enumerate(grads):
         check_dtype(grad, "grads")
         check_same_device(grad, coefficients, f"grads[{index}]", "coefficients")
-    return check_written({"grads": grads})
+    written = check_written({"grads": grads})
+    read = {f"grads[{index}]" for index, modality in enumerate(owner) if modality < 0}
+    scaled = [memory for memory in written if memory[2] not in read]
+    check_not_written(coefficients, "coefficients", scaled, NOT_SCALED)
+    return scaled
 
 
 def check_head(fusion: Tensor, unimodal: Sequence[Tensor]) -> None:
@@ -73,10 +79,7 @@ def check_modulation(
             f"unimodal must hold one tensor per coefficient ({coefficients.numel()}), found {len(unimodal)}"
         )
     check_same_device(fusion, coefficients, "fusion", "coefficients")
-    read = {f"grads[{index}]" for index, modality in enumerate(owner) if modality < 0}
-    written = [memory for memory in written if memory[2] not in read]
-    fix = "give that one the owner -1 or pass a copy"
-    check_not_written(fusion, "fusion", written, fix)
+    check_not_written(fusion, "fusion", written, NOT_SCALED)
     for index, tensor in enumerate(unimodal):
-        check_not_written(tensor, f"unimodal[{index}]", written, fix)
+        check_not_written(tensor, f"unimodal[{index}]", written, NOT_SCALED)
     check_head(fusion, unimodal)

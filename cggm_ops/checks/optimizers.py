@@ -11,21 +11,67 @@ from cggm_ops.checks.tensors import (
     check_dtype,
     check_factors,
     check_not_written,
+    check_numbers,
     check_owner,
     check_same_device,
     check_written,
 )
 
 
-def check_step(
+def check_adam_numbers(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
+    """Refuse hyper-parameters that `adamw_` cannot take."""
+    check_numbers(lr=lr, eps=eps, weight_decay=weight_decay)
+    check_numbers(1, beta1=beta1, beta2=beta2)
+
+
+def check_sgd_numbers(lr: float, momentum: float, dampening: float, weight_decay: float) -> None:
+    """Refuse hyper-parameters that `sgd_` cannot take."""
+    check_numbers(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
+
+
+def check_adamw(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    owner: Sequence[int],
+    grad_scale: Tensor | None,
+    update_scale: Tensor | None,
+    *settings: float,
+) -> None:
+    """Refuse what `adamw_` cannot take; `settings` are its other arguments, in their order."""
+    check_adam_numbers(*settings[:5])
+    _check_counters(params, steps)
+    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    _check_step(params, grads, states, owner, grad_scale, update_scale, steps)
+
+
+def check_sgd(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    owner: Sequence[int],
+    grad_scale: Tensor | None,
+    update_scale: Tensor | None,
+    *settings: float,
+) -> None:
+    """Refuse what `sgd_` cannot take; `settings` are its other arguments, in their order."""
+    check_sgd_numbers(*settings[:4])
+    states = {"momentum_buffers": momentum_buffers} if settings[1] != 0 else {}
+    _check_step(params, grads, states, owner, grad_scale, update_scale)
+
+
+def _check_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     states: Mapping[str, Sequence[Tensor]],
     owner: Sequence[int],
     grad_scale: Tensor | None,
     update_scale: Tensor | None,
+    steps: Sequence[Tensor] = (),
 ) -> None:
-    """Refuse what neither `adamw_` nor `sgd_` can take."""
+    """Refuse tensors that neither `adamw_` nor `sgd_` can take; `steps` are counters that change, too."""
     lists = {"grads": grads, **states}
     for name, tensors in lists.items():
         _check_count(tensors, name, params)
@@ -55,12 +101,15 @@ def check_step(
                     f"{param.dtype}), found {list(tensor.shape)}, {tensor.dtype}, {tensor.layout}"
                 )
             check_same_device(tensor, param, name, "params")
-    written = check_written({"params": params, **states})
+    written = check_written({"params": params, **states, "steps": steps})
+    for name, scale in (("grad_scale", grad_scale), ("update_scale", update_scale)):
+        if scale is not None:
+            check_not_written(scale, name, written)
     for index, grad in enumerate(grads):
         check_not_written(grad, f"grads[{index}]", written)
 
 
-def check_counters(params: Sequence[Tensor], steps: Sequence[Tensor]) -> None:
+def _check_counters(params: Sequence[Tensor], steps: Sequence[Tensor]) -> None:
     """Refuse step counters that `adamw_` cannot take."""
     _check_count(steps, "steps", params)
     for index, (step, param) in enumerate(zip(steps, params, strict=True)):
@@ -68,7 +117,7 @@ def check_counters(params: Sequence[Tensor], steps: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"steps[{index}] must be one float32 or float64 number, found {list(step.shape)} of {step.dtype}"
             )
-        if step.device != param.device and step.device.type != "cpu":
+        if step.device != param.device and (step.device.type != "cpu" or param.device.type == "meta"):
             raise ValueError(
                 f"steps[{index}] must be on the CPU or on the device of params ({param.device}), found {step.device}: "
                 "move it with .to(device)"

@@ -51,5 +51,6 @@ def check_combination(into: Sequence[Tensor], others: Sequence[Tensor], weights:
     check_sets([*into, *others], sets)
     check_same_device(into[0], weights, "sets", "weights")
     written = check_written({"sets[0]": into})
+    check_not_written(weights, "weights", written)
     for index, other in enumerate(others):
         check_not_written(other, f"others[{index}]", written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -40,6 +41,14 @@ def check_factors(factors: Tensor, dim: int, name: str) -> None:
         )
 
 
+def check_numbers(below: float = math.inf, **numbers: float) -> None:
+    """Refuse hyper-parameters that are not in [0, below)."""
+    for name, number in numbers.items():
+        if not 0 <= number < below:
+            allowed = "in [0, 1)" if below == 1 else "finite and not negative"
+            raise ValueError(f"{name} must be {allowed}, found {number}")
+
+
 def check_owner(owner: Sequence[int], count: int, tensors: str, factors: int, name: str) -> None:
     """Refuse owners that do not say for each tensor which entry of `name` belongs to it, or -1 for none."""
     if len(owner) != count:
@@ -63,7 +72,7 @@ def check_written(lists: Mapping[str, Sequence[Tensor]]) -> list[Range]:
                     f"{name}[{index}] must fill its memory without gaps or overlaps: pass .contiguous() and copy "
                     "the result back"
                 )
-            if tensor.numel() > 0:
+            if has_memory(tensor):
                 ranges.append((*_memory(tensor), f"{name}[{index}]"))
     ranges.sort(key=lambda found: found[0])
     for (_, end, first), (begin, _, second) in itertools.pairwise(ranges):
@@ -74,12 +83,18 @@ def check_written(lists: Mapping[str, Sequence[Tensor]]) -> list[Range]:
 
 def check_not_written(tensor: Tensor, name: str, written: Sequence[Range], fix: str = "pass a copy") -> None:
     """Refuse a tensor that would change while it is read; `written` is what `check_written` returned."""
+    if not has_memory(tensor):
+        return
     begin, end = _memory(tensor)
-    before = (
-        bisect.bisect_left(written, end, key=lambda found: found[0]) - 1
-    )  # the last that begins before `end`
-    if tensor.numel() > 0 and before >= 0 and written[before][1] > begin:
+    # The last that begins before `end`.
+    before = bisect.bisect_left(written, end, key=lambda found: found[0]) - 1
+    if before >= 0 and written[before][1] > begin:
         raise ValueError(f"{name} shares memory with {written[before][2]}, which is changed: {fix}")
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Tell whether there are any elements in memory: tensors on the device "meta" and those of tracers have none."""
+    return tensor.untyped_storage().device.type != "meta" and tensor.numel() > 0
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -100,7 +115,5 @@ def is_dense(tensor: Tensor) -> bool:
 def _memory(tensor: Tensor) -> tuple[int, int]:
     """First address and the one behind the last element, gaps included."""
     begin = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return begin, begin
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return begin, begin + (last + 1) * tensor.element_size()

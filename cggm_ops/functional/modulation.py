@@ -10,15 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cggm_ops import schema
+from cggm_ops import reference, schema
 
 
 def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tensor:
     """Return the cosines between one head gradient and M others; everything is read once.
 
     cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖), or 0 if a norm is 0. Sums are in float64; NaN propagates. Twice
-    differentiable in `fusion`: d cos_m / d f = (u_m/‖u_m‖ − cos_m f/‖f‖) / ‖f‖, or 0 if a norm is 0. Nothing is
-    mutated.
+    differentiable in `fusion`: d cos_m / d f = (u_m/‖u_m‖ − cos_m f/‖f‖) / ‖f‖, or 0 if a norm is 0. In forward
+    mode and under the transforms of `torch.func`, the reference serves. Nothing is mutated.
 
     Args:
         fusion: the gradient of the fusion's output layer, D elements in any shape; float32, bfloat16, float16
@@ -46,14 +46,15 @@ def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tenso
     call = schema.serving(schema.batched_cosine, [fusion])
     if torch.compiler.is_compiling():
         return call(fusion, rows)[0]
-    if torch.is_grad_enabled():
-        if any(row.requires_grad for row in rows):
-            raise RuntimeError(
-                "unimodal holds a tensor that requires grad, but the cosines are differentiable only in fusion: pass "
-                "unimodal.detach()"
-            )
-        if fusion.requires_grad:
-            return call(fusion, rows)[0]
+    if torch.is_grad_enabled() and any(row.requires_grad for row in rows):
+        raise RuntimeError(
+            "unimodal holds a tensor that requires grad, but the cosines are differentiable only in fusion: pass "
+            "unimodal.detach()"
+        )
+    if schema.is_transformed():  # plain operations have every derivative and batching rule
+        return reference.batched_cosine(fusion, rows)[0]
+    if torch.is_grad_enabled() and fusion.requires_grad:
+        return call(fusion, rows)[0]
     # The autograd layer costs more than the kernel.
     with torch._C._AutoDispatchBelowADInplaceOrView():
         return call(fusion, rows)[0]
@@ -101,7 +102,7 @@ def modulate_(
     fusion: Tensor,
     unimodal: Tensor | Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Do the work of `scale_` and `batched_cosine` in one launch, without autograd.
+    """Do the work of `scale_` and `batched_cosine` in one pass, without autograd.
 
     g_s ← c[owner_s] · g_s, and cos_m = ⟨f, u_m⟩ / (‖f‖ ‖u_m‖). The head gradients may be among `grads` if their
     owner is -1, since they are only read then.

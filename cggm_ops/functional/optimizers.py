@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cggm_ops import schema
+from cggm_ops.checks.optimizers import check_adam_numbers, check_sgd_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,9 @@ class AdamSettings:
 
     With `decoupled=False` they are those of `torch.optim.Adam`: weight decay is added to the gradient, after
     `grad_scale`.
+
+    Raises:
+        ValueError: a number that is negative, infinite or NaN, or one of `betas` that is 1 or more.
 
     >>> AdamSettings(lr=0.1).betas
     (0.9, 0.999)
@@ -28,10 +32,16 @@ class AdamSettings:
     decoupled: bool = True
     maximize: bool = False
 
+    def __post_init__(self) -> None:
+        check_adam_numbers(self.lr, *self.betas, self.eps, self.weight_decay)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SGDSettings:
     """Hyper-parameters of `sgd_`, as in `torch.optim.SGD`.
+
+    Raises:
+        ValueError: a number that is negative, infinite or NaN.
 
     >>> SGDSettings(lr=0.1).momentum
     0.0
@@ -43,6 +53,9 @@ class SGDSettings:
     weight_decay: float = 0.0
     nesterov: bool = False
     maximize: bool = False
+
+    def __post_init__(self) -> None:
+        check_sgd_numbers(self.lr, self.momentum, self.dampening, self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)

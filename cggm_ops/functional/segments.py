@@ -86,7 +86,7 @@ def segment_combine_(
         weights = torch.cat([weights, deviations.to(weights.dtype).unsqueeze(1)], 1)  # [S, K + 1]
     tensors = _flatten(sets)
     count = len(sets[0])
-    schema.mutate(schema.segment_combine_, "sets[0]", tensors[:count], tensors[count:], weights)
+    schema.mutate(schema.segment_combine_, "sets[0]", list(sets[0]), tensors[count:], weights)
 
 
 def _flatten(sets: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from cggm_ops.checks.optimizers import check_counters, check_step
+from cggm_ops.checks.optimizers import check_adamw, check_sgd
 from cggm_ops.reference.tensors import widen
 
 
@@ -28,9 +28,8 @@ def adamw_(
     maximize: bool,
 ) -> None:
     """Take one step of AdamW (`decoupled`) or Adam on the modulated gradients."""
-    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    check_step(params, grads, states, owner, grad_scale, update_scale)
-    check_counters(params, steps)
+    lists = (params, grads, exp_avgs, exp_avg_sqs, steps)
+    check_adamw(*lists, owner, grad_scale, update_scale, lr, beta1, beta2, eps, weight_decay)
     for index, (param, exp_avg, exp_avg_sq, step) in enumerate(
         zip(params, exp_avgs, exp_avg_sqs, steps, strict=True)
     ):
@@ -64,8 +63,8 @@ def sgd_(
     first: bool,
 ) -> None:
     """Take one step of SGD on the modulated gradients; with `first`, the buffers are only written."""
-    states = {"momentum_buffers": momentum_buffers} if momentum != 0 else {}
-    check_step(params, grads, states, owner, grad_scale, update_scale)
+    lists = (params, grads, momentum_buffers)
+    check_sgd(*lists, owner, grad_scale, update_scale, lr, momentum, dampening, weight_decay)
     for index, param in enumerate(params):
         p = widen(param)
         rate = lr * _factor(update_scale, owner, index)

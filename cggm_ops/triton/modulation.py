@@ -168,7 +168,13 @@ def batched_cosine_backward(
     table = _head_table([out, *head])
     if len(table):
         backward_kernel[(len(table),)](
-            table, grad.contiguous(), products, len(unimodal), ELEMENTS[fusion.dtype], CHUNK, **OPTIONS
+            table,
+            grad.contiguous(),
+            products.contiguous(),
+            len(unimodal),
+            ELEMENTS[fusion.dtype],
+            CHUNK,
+            **OPTIONS,
         )
     return out
 

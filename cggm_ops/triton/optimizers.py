@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cggm_ops.checks.optimizers import check_counters, check_step
+from cggm_ops.checks.optimizers import check_adamw
 from cggm_ops.triton import tables
 from cggm_ops.triton.tables import CHUNK, ELEMENTS, OPTIONS, read, write
 
@@ -88,9 +88,8 @@ def adamw_(
     maximize: bool,
 ) -> None:
     """Take one step of AdamW (`decoupled`) or Adam on the modulated gradients."""
-    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    check_step(params, grads, states, owner, grad_scale, update_scale)
-    check_counters(params, steps)
+    lists = (params, grads, exp_avgs, exp_avg_sqs, steps)
+    check_adamw(*lists, owner, grad_scale, update_scale, lr, beta1, beta2, eps, weight_decay)
     if not params:
         return
     device = params[0].device
@@ -104,6 +103,7 @@ def adamw_(
     settings = _settings((lr, beta1, eps, weight_decay, sign, *logs, beta2), device)
     scales = _scale_arguments(grad_scale, update_scale, settings)
     given = [tensor is not None for tensor in (grad_scale, update_scale)]
+    decoupled = decoupled or weight_decay == 0  # 0 times an infinite parameter would be NaN in the gradient
     for dtype, table in launches:
         adamw_kernel[(len(table),)](
             table, counts, *scales, settings, *given, decoupled, ELEMENTS[dtype], CHUNK, **OPTIONS

@@ -44,17 +44,26 @@ def entries(lists: Sequence[Sequence[Tensor]], owner: Sequence[int]) -> dict[tor
 
 
 def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Cache the last 64 tables that a function has made.
+    """Cache the last 64 tables that a function has made, each for its stream.
+
+    The copy of a table to the device, and the reuse of its memory, follow the order of one stream: another stream could
+    read it too early or too late.
 
     While a CUDA graph is captured nothing is cached: the copy to the device happens only when the graph runs, and the
     graph must own the memory that it reads.
     """
-    cached = functools.lru_cache(maxsize=64)(make)
+
+    @functools.lru_cache(maxsize=64)
+    def cached(stream: int, *arguments: Any) -> Tensor:
+        return make(*arguments)
 
     @functools.wraps(make)
     def table(*arguments: Any) -> Tensor:
-        captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        return (make if captured else cached)(*arguments)
+        if not torch.cuda.is_initialized():
+            return cached(0, *arguments)
+        if torch.cuda.is_current_stream_capturing():
+            return make(*arguments)
+        return cached(torch.cuda.current_stream().cuda_stream, *arguments)
 
     return table
 

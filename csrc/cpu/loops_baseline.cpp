@@ -2,6 +2,10 @@
 // choice between them and others.
 #include <torch/headeronly/util/Half.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "loops.h"
 
 namespace cggm::cpu::baseline {
@@ -45,8 +49,8 @@ inline void store(Half* p, Floats v) {
 }
 
 inline Floats narrow(Doubles low, Doubles high) {
-  return __builtin_shufflevector(
-      __builtin_convertvector(low, FloatPair), __builtin_convertvector(high, FloatPair), 0, 1, 2, 3);
+  const FloatPair halves[] = {__builtin_convertvector(low, FloatPair), __builtin_convertvector(high, FloatPair)};
+  return load_bits<Floats>(halves);
 }
 
 inline Doubles load_doubles(const Half* p) {
@@ -78,10 +82,16 @@ inline Doubles square_root(Doubles v) {
 namespace cggm::cpu {
 
 namespace {
+#if defined(__x86_64__)
+// Clang before 19 has no name for this feature in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
 bool has_avx2() {
 #if defined(__x86_64__)
-  static const bool found =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   return found;
 #else
   return false;

@@ -66,7 +66,7 @@ void launch_cosine_backward(const CosineBackwardTable& table, int multiprocessor
   const int64_t blocks = (table.head.numel + 4 * kThreads - 1) / (4 * kThreads);
   const int grid = static_cast<int>(
       std::clamp<int64_t>(blocks, 1, static_cast<int64_t>(multiprocessors) * kBlocksPerMultiprocessor));
-  launch("cosine_backward", &cosine_backward_kernel, {grid, stream, /*is_cooperative=*/false}, table);
+  launch("cosine_backward", &cosine_backward_kernel, {grid, stream}, table);
 }
 
 }  // namespace cggm::cuda

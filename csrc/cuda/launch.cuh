@@ -12,21 +12,21 @@ namespace cggm::cuda {
 struct LaunchShape {
   int grid;
   cudaStream_t stream;
-  bool is_cooperative;  // the kernel has a barrier over the grid
 };
 
 template <typename... Parameters>
 void launch(
     const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, const std::decay_t<Parameters>&... arguments) {
   void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
-  const cudaError_t error = shape.is_cooperative
-      ? cudaLaunchCooperativeKernel(kernel, shape.grid, kThreads, pointers, 0, shape.stream)
-      : cudaLaunchKernel(kernel, shape.grid, kThreads, pointers, 0, shape.stream);
+  const cudaError_t error = cudaLaunchKernel(kernel, shape.grid, kThreads, pointers, 0, shape.stream);
   if (error == cudaSuccess) return;
   cudaGetLastError();  // clears the error, which the next call would report again
   std::string message = std::string("the CUDA kernel ") + name + " could not be launched: " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice)
     message += "; this extension was built for other devices: build it again with CGGM_CUDA_ARCHS naming this one";
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) == cudaSuccess && driver < kOldestDriver)
+    message += "; the driver is older than CUDA 12.1, which brought kernels with 32 KB of parameters: update it";
   throw std::runtime_error(message);
 }
 

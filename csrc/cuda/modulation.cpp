@@ -65,10 +65,10 @@ struct Head {
 };
 
 template <int kCapacity>
-void launch_all(const Order& order, const HeadTable& head, ModulateTable<kCapacity>& table, const CurrentDevice& device) {
+void launch_all(const Order& order, ModulateTable<kCapacity>& table, const CurrentDevice& device) {
   std::copy(std::begin(order.modality_begin), std::end(order.modality_begin), table.modality_begin);
-  size_t next = 0;
-  do {
+  table.head_chunks = table.head.chunks;
+  for (size_t next = 0; next < order.gradients.size() || table.head_chunks > 0; table.head_chunks = 0) {
     const size_t count = std::min<size_t>(kCapacity, order.gradients.size() - next);
     table.entry_count = static_cast<int32_t>(count);
     table.chunk_base += table.chunks;
@@ -81,10 +81,9 @@ void launch_all(const Order& order, const HeadTable& head, ModulateTable<kCapaci
     }
     table.entries[count].first_chunk = table.chunks;
     next += count;
-    table.is_last = next == order.gradients.size();
-    if (table.is_last) table.head = head;
     launch_modulate(table, device.multiprocessors(), device.stream());
-  } while (!table.is_last);
+  }
+  launch_modulate_sums(table, device.stream());
 }
 
 template <int kCapacity>
@@ -105,7 +104,8 @@ void run(const Order& order, const Head& head, const Tensor* coefficients, Tenso
     table.outputs.products = static_cast<double*>(head.products.mutable_data_ptr());
     table.outputs.cosines = static_cast<float*>(head.cosines.mutable_data_ptr());
   }
-  launch_all(order, head.table, table, device);
+  table.head = head.table;
+  launch_all(order, table, device);
 }
 
 // Small calls copy a small table.

@@ -19,24 +19,31 @@ struct ModulateOutputs {
   float* cosines;         // [M]
 };
 
-template <int kCapacity>
-struct ModulateTable {
-  TableEntry<1> entries[kCapacity + 1];        // sorted by modality (-1 last); one more marks the end
+// What all launches of a call share.
+struct ModulateShared {
   int32_t modality_begin[kMaxModalities + 2];  // chunks of all launches: modality m owns [begin[m], begin[m + 1])
   HeadTable head;
   Factors coefficients;  // [M]
   ModulateOutputs outputs;
-  int32_t entry_count;
-  int32_t chunks;      // of this launch
-  int32_t chunk_base;  // chunks of earlier launches
   int32_t modalities;
-  bool is_last;        // no launch follows: this one adds up the partial sums
+};
+
+template <int kCapacity>
+struct ModulateTable : ModulateShared {
+  TableEntry<1> entries[kCapacity + 1];  // sorted by modality (-1 last); one more marks the end
+  int32_t entry_count;
+  int32_t chunks;       // of this launch
+  int32_t chunk_base;   // chunks of earlier launches
+  int32_t head_chunks;  // of this launch
 };
 static_assert(sizeof(ModulateTable<kMaxGradients>) <= kParameterBytes, "the table must fit a kernel's parameters");
 
-// One launch: scales the gradients, sums the head gradients' products, and, with is_last, writes all results.
+// One launch: scales the gradients and leaves partial sums of their squares and of the head gradients' products.
 template <int kCapacity>
 void launch_modulate(const ModulateTable<kCapacity>& table, int multiprocessors, cudaStream_t stream);
+
+// One launch: adds the partial sums up and writes the results.
+void launch_modulate_sums(const ModulateShared& shared, cudaStream_t stream);
 
 struct CosineBackwardTable {
   HeadTable head;

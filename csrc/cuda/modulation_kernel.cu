@@ -1,10 +1,10 @@
-// scale_, batched_cosine and modulate_ are one kernel: blocks work on chunks of the head gradients and of the gradients, write
-// one partial sum per chunk, wait for each other, and add the partial sums up in a fixed order.
+// scale_, batched_cosine and modulate_ share a kernel: blocks work on chunks of the head gradients and of the gradients, and
+// write one partial sum per chunk. A second, small kernel adds the partial sums up in a fixed order.
 //
-// They wait at the grid barrier of a cooperative launch. The usual counter of finished blocks would have to be zeroed before
-// every launch, or live in a buffer that outlasts the call, and two streams or replays of a graph could use it at once.
+// A grid barrier would save the second launch, but needs a cooperative launch, which depends on the device and on what else
+// runs on it. The usual counter of finished blocks would have to be zeroed before every launch, or live in a buffer that
+// outlasts the call, and two streams or replays of a graph could use it at once.
 #include <algorithm>
-#include <cooperative_groups.h>
 
 #include "launch.cuh"
 #include "modulation.cuh"
@@ -139,8 +139,7 @@ __device__ void finish_head(const HeadTable& head, const ModulateOutputs& output
   }
 }
 
-template <int kCapacity>
-__device__ void finish_norms(const ModulateTable<kCapacity>& table, double (&shared)[kWarps]) {
+__device__ void finish_norms(const ModulateShared& table, double (&shared)[kWarps]) {
   for (int m = blockIdx.x; m <= table.modalities; m += gridDim.x) {
     double sum = 0;
     for (int chunk = table.modality_begin[m] + threadIdx.x; chunk < table.modality_begin[m + 1]; chunk += kThreads)
@@ -156,29 +155,33 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   __shared__ double head_sums[kWarps][2 * kMaxModalities + 1];
   __shared__ double sums[2][kWarps];
   const HeadTable& head = table.head;
-  for (int chunk = blockIdx.x; chunk < head.chunks; chunk += gridDim.x) {
+  for (int chunk = blockIdx.x; chunk < table.head_chunks; chunk += gridDim.x) {
     double* out = table.outputs.head_partials + static_cast<int64_t>(chunk) * (2 * head.modalities + 1);
     dispatch(head.dtype, [&](auto* type) {
       head_chunk<std::remove_pointer_t<decltype(type)>>(head, chunk, head_sums, out);
     });
   }
   scale_gradients(table, sums);
-  if (!table.is_last) return;
-  cooperative_groups::this_grid().sync();
-  if (table.outputs.products != nullptr) finish_head(head, table.outputs, sums[0]);
-  if (table.outputs.sq_norms != nullptr) finish_norms(table, sums[0]);
+}
+
+__global__ void __launch_bounds__(kThreads) modulate_sums_kernel(const __grid_constant__ ModulateShared table) {
+  __shared__ double shared[kWarps];
+  if (table.outputs.products != nullptr) finish_head(table.head, table.outputs, shared);
+  if (table.outputs.sq_norms != nullptr) finish_norms(table, shared);
 }
 
 }  // namespace
 
 template <int kCapacity>
 void launch_modulate(const ModulateTable<kCapacity>& table, int multiprocessors, cudaStream_t stream) {
-  const int work = std::max({table.head.chunks, table.chunks, 1});
-  // The barrier needs all blocks to be resident at once; __launch_bounds__ guarantees this number.
-  const int grid = std::min(work, multiprocessors * kBlocksPerMultiprocessor);
-  launch("modulate", &modulate_kernel<kCapacity>, {grid, stream, /*is_cooperative=*/true}, table);
+  const int grid = std::clamp(std::max(table.head_chunks, table.chunks), 1, multiprocessors * kBlocksPerMultiprocessor);
+  launch("modulate", &modulate_kernel<kCapacity>, {grid, stream}, table);
 }
 template void launch_modulate(const ModulateTable<kFewGradients>&, int, cudaStream_t);
 template void launch_modulate(const ModulateTable<kMaxGradients>&, int, cudaStream_t);
+
+void launch_modulate_sums(const ModulateShared& shared, cudaStream_t stream) {
+  launch("modulate_sums", &modulate_sums_kernel, {std::max(shared.head.modalities, shared.modalities + 1), stream}, shared);
+}
 
 }  // namespace cggm::cuda

@@ -1,7 +1,10 @@
 // adamw_ and sgd_ on CUDA: checks, and the tables of one or more launches.
 #include "optimizers.cuh"
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <tuple>
 
 #include "check_optimizers.h"
 #include "cuda/runtime.h"
@@ -46,47 +49,70 @@ void flush(Table& table, const CurrentDevice& device) {
   table.entry_count = table.chunks = 0;
 }
 
-// Fills tables for AdamW. Counters on the host become bias corrections; counters on the device go in as pointers.
-class AdamLaunches {
- public:
-  AdamLaunches(AdamTable& table, const CurrentDevice& device, int32_t device_type)
-      : table_(table), device_(device), device_type_(device_type) {}
+// Where one parameter's steps are counted, and on the host how many there are with this one.
+struct Counter {
+  CounterPlace place;
+  double count;
 
-  void add(const ParameterStep& step, const View& counter) {
-    const bool on_device = counter.device_type == device_type_;
-    const bool is_double = counter.dtype == ScalarType::Double;
-    const double count = on_device ? 0 : AdamArguments::read(counter) + 1;
-    const bool is_new = !on_device && (corrections_ == 0 || count != count_);
-    const bool is_full = table_.entry_count == AdamTable::kParameters || (is_new && corrections_ == kMaxCorrections) ||
-        (on_device && table_.counts_on_device && is_double != table_.counts_are_double);
-    if (is_full) flush();
-    if (!on_device && (corrections_ == 0 || count != count_)) {  // tested again: flush() resets the corrections
-      count_ = count;
-      table_.corrections[corrections_++] = {
-          1 - std::pow(table_.beta1, count), 1 / std::sqrt(1 - std::pow(table_.beta2, count))};
-    }
-    const int32_t s = table_.entry_count;
-    append(table_, step);
-    table_.steps[s] = on_device ? counter.data : nullptr;
-    table_.correction[s] = static_cast<uint8_t>(on_device ? 0 : corrections_ - 1);
-    if (on_device) {
-      table_.counts_on_device = true;
-      table_.counts_are_double = is_double;
-    }
+  Counter(const View& counter, int32_t device_type) {
+    const bool is_double = counter.dtype == ScalarType::Double, on_host = counter.device_type != device_type;
+    place = on_host ? CounterPlace::kHost : is_double ? CounterPlace::kDeviceDouble : CounterPlace::kDeviceFloat;
+    count = on_host ? AdamArguments::read(counter) + 1 : 0;
   }
-  void flush() {
-    cuda::flush(table_, device_);
-    table_.counts_on_device = false;
-    corrections_ = 0;
-  }
-
- private:
-  AdamTable& table_;
-  const CurrentDevice& device_;
-  int32_t device_type_;
-  int corrections_ = 0;
-  double count_ = 0;  // the step count of the last correction
+  bool operator<(const Counter& other) const { return std::tie(place, count) < std::tie(other.place, other.count); }
 };
+
+// The parameters in an order in which equal counts are neighbours, so that they share launches.
+std::vector<size_t> order_by(const std::vector<Counter>& counters) {
+  std::vector<size_t> order(counters.size());
+  std::iota(order.begin(), order.end(), 0);
+  if (!std::is_sorted(counters.begin(), counters.end()))
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return counters[a] < counters[b]; });
+  return order;
+}
+
+void count_on_device(
+    const AdamArguments& a, const std::vector<Counter>& counters, CounterPlace place, const CurrentDevice& device) {
+  CounterTable table = {};
+  table.place = place;
+  for (size_t s = 0; s < counters.size(); ++s) {
+    if (counters[s].place == place) table.counters[table.count++] = a.counters[s].data;
+    if (table.count == CounterTable::kCapacity || (table.count > 0 && s + 1 == counters.size())) {
+      launch_count(table, device.stream());
+      table.count = 0;
+    }
+  }
+}
+
+void run_adamw(const AdamArguments& a, const std::vector<Counter>& counters, const CurrentDevice& device) {
+  AdamTable table = {};
+  table.shared = shared_of(a);
+  table.beta1 = a.beta1;
+  table.beta2 = a.beta2;
+  table.eps = a.eps;
+  table.decoupled = a.decoupled;
+  int corrections = 0;
+  double count = 0;  // that the last correction belongs to
+  for (const size_t s : order_by(counters)) {
+    const Counter& counter = counters[s];
+    const bool on_host = counter.place == CounterPlace::kHost;
+    const bool is_known = !on_host || (corrections > 0 && counter.count == count);
+    if (table.entry_count == AdamTable::kParameters || counter.place != table.place ||
+        (!is_known && corrections == kMaxCorrections)) {
+      flush(table, device);
+      corrections = 0;
+    }
+    table.place = counter.place;
+    if (on_host && (corrections == 0 || counter.count != count)) {
+      count = counter.count;
+      table.corrections[corrections++] = {1 - std::pow(a.beta1, count), 1 / std::sqrt(1 - std::pow(a.beta2, count))};
+    }
+    table.counters[table.entry_count] = a.counters[s].data;
+    table.correction[table.entry_count] = static_cast<uint8_t>(on_host ? corrections - 1 : 0);
+    append(table, a.steps[s]);
+  }
+  flush(table, device);
+}
 
 template <typename Table>
 void run_sgd(Table& table, const SgdArguments& a) {
@@ -106,17 +132,14 @@ void adamw_(StableIValue* stack, uint64_t, uint64_t) {
   a.check();
   check_launches(a);
   if (a.steps.empty()) return;
-  AdamTable table = {};
-  table.shared = shared_of(a);
-  table.beta1 = a.beta1;
-  table.beta2 = a.beta2;
-  table.eps = a.eps;
-  table.decoupled = a.decoupled;
   const CurrentDevice device(share(a.params[0]));
   const int32_t device_type = view(a.params[0]).device_type;
-  AdamLaunches launches(table, device, device_type);
-  for (size_t s = 0; s < a.steps.size(); ++s) launches.add(a.steps[s], a.counters[s]);
-  launches.flush();
+  std::vector<Counter> counters;
+  counters.reserve(a.counters.size());
+  for (const View& counter : a.counters) counters.emplace_back(counter, device_type);
+  for (const CounterPlace place : {CounterPlace::kDeviceFloat, CounterPlace::kDeviceDouble})
+    count_on_device(a, counters, place, device);
+  run_adamw(a, counters, device);
   for (const View& counter : a.counters)
     if (counter.device_type != device_type) AdamArguments::increment(counter);
 }

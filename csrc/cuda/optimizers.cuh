@@ -32,16 +32,25 @@ struct AdamCorrection {
 };
 constexpr int kMaxCorrections = 8;  // distinct step counts in one launch
 
+// Where the steps are counted: on the host, or in device memory in one of two types.
+enum class CounterPlace : int32_t { kHost, kDeviceFloat, kDeviceDouble };
+
+struct CounterTable {
+  static constexpr int kCapacity = 4000;
+  void* counters[kCapacity];
+  int32_t count;
+  CounterPlace place;
+};
+
 // 0: parameter, 1: gradient, 2: exp_avg, 3: exp_avg_sq. Holds as many parameters as fit: the addresses of a thousand would
 // already take 32,000 bytes.
 struct AdamTable : StepTable<4, 555> {
-  void* steps[kParameters];  // counters on the device; null for counters on the host
-  uint8_t correction[kParameters];
+  void* counters[kParameters];  // on the device, this step included
+  uint8_t correction[kParameters];  // where the host counts
   AdamCorrection corrections[kMaxCorrections];
   double beta1, beta2, eps;
   bool decoupled;
-  bool counts_on_device;
-  bool counts_are_double;
+  CounterPlace place;
 };
 
 struct SgdSettings {
@@ -53,8 +62,11 @@ struct SgdTable : StepTable<2, 1000> {};  // 0: parameter, 1: gradient
 struct SgdMomentumTable : StepTable<3, 800> {  // 2: buffer
   SgdSettings settings;
 };
-static_assert(sizeof(AdamTable) <= kParameterBytes, "a kernel's parameters");
+static_assert(sizeof(AdamTable) <= kParameterBytes && sizeof(CounterTable) <= kParameterBytes, "a kernel's parameters");
 static_assert(sizeof(SgdTable) <= kParameterBytes && sizeof(SgdMomentumTable) <= kParameterBytes, "a kernel's parameters");
+
+// One launch: adds 1 to counters on the device.
+void launch_count(const CounterTable& table, cudaStream_t stream);
 
 // Each is one launch.
 void launch_step(const AdamTable& table, int multiprocessors, cudaStream_t stream);

@@ -1,7 +1,6 @@
 // adamw_ and sgd_: optimizer steps that modulate the gradient in registers. Each kind of table has its own update rule; the
 // loop over the tensors is the same for all.
 #include <algorithm>
-#include <cooperative_groups.h>
 
 #include "launch.cuh"
 #include "pack.cuh"
@@ -11,12 +10,17 @@ namespace cggm::cuda {
 
 namespace {
 
+// Without weight decay the parameter stays out of the gradient: 0 times infinity is NaN.
+__device__ inline float decayed(float gradient, float param, float weight_decay) {
+  return weight_decay == 0 ? gradient : gradient + param * weight_decay;
+}
+
 // The factors of one parameter's step, computed in double and rounded to float.
 struct AdamFactors {
   float grad, decay, coupled, beta1_rest, beta2, beta2_rest, step_size, inverse_root, eps;
 
   __device__ void apply(float (&x)[4]) const {
-    const float g = x[1] * grad + x[0] * coupled;
+    const float g = decayed(x[1] * grad, x[0], coupled);
     x[2] += (g - x[2]) * beta1_rest;
     x[3] = x[3] * beta2 + g * g * beta2_rest;
     x[0] = x[0] * decay - step_size * (x[2] / (sqrtf(x[3]) * inverse_root + eps));
@@ -24,9 +28,10 @@ struct AdamFactors {
 };
 
 __device__ AdamCorrection correction_of(const AdamTable& table, int index) {
-  if (table.steps[index] == nullptr) return table.corrections[table.correction[index]];
-  const double count = 1 +
-      (table.counts_are_double ? *static_cast<const double*>(table.steps[index]) : *static_cast<const float*>(table.steps[index]));
+  if (table.place == CounterPlace::kHost) return table.corrections[table.correction[index]];
+  const void* counter = table.counters[index];
+  const double count =
+      table.place == CounterPlace::kDeviceDouble ? *static_cast<const double*>(counter) : *static_cast<const float*>(counter);
   return {1 - pow(table.beta1, count), 1 / sqrt(1 - pow(table.beta2, count))};
 }
 
@@ -50,7 +55,7 @@ __device__ AdamFactors factors_of(const AdamTable& table, int index) {
 struct SgdFactors {
   float grad, weight_decay, rate;
 
-  __device__ void apply(float (&x)[2]) const { x[0] -= rate * (x[1] * grad + x[0] * weight_decay); }
+  __device__ void apply(float (&x)[2]) const { x[0] -= rate * decayed(x[1] * grad, x[0], weight_decay); }
 };
 
 template <typename Table>
@@ -70,7 +75,7 @@ struct SgdMomentumFactors {
   bool nesterov, first;
 
   __device__ void apply(float (&x)[3]) const {
-    const float g = x[1] * plain.grad + x[0] * plain.weight_decay;
+    const float g = decayed(x[1] * plain.grad, x[0], plain.weight_decay);
     x[2] = first ? g : x[2] * momentum + g * rest;
     x[0] -= plain.rate * (nesterov ? g + x[2] * momentum : x[2]);
   }
@@ -162,18 +167,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) step_kerne
   step_parameters(table);
 }
 
-// Increments the counters on the device after all blocks have read them.
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    counting_adam_kernel(const __grid_constant__ AdamTable table) {
-  step_parameters(table);
-  cooperative_groups::this_grid().sync();
-  for (int s = blockIdx.x * kThreads + threadIdx.x; s < table.entry_count; s += gridDim.x * kThreads) {
-    if (table.steps[s] == nullptr) continue;
-    if (table.counts_are_double)
-      *static_cast<double*>(table.steps[s]) += 1;
-    else
-      *static_cast<float*>(table.steps[s]) += 1;
-  }
+__global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__ CounterTable table) {
+  const int s = blockIdx.x * kThreads + threadIdx.x;
+  if (s >= table.count) return;
+  if (table.place == CounterPlace::kDeviceDouble)
+    *static_cast<double*>(table.counters[s]) += 1;
+  else
+    *static_cast<float*>(table.counters[s]) += 1;
 }
 
 template <typename Table>
@@ -183,16 +183,17 @@ int grid_for(const Table& table, int multiprocessors) {
 
 }  // namespace
 
+void launch_count(const CounterTable& table, cudaStream_t stream) {
+  launch("adamw_", &count_kernel, {(table.count + kThreads - 1) / kThreads, stream}, table);
+}
 void launch_step(const AdamTable& table, int multiprocessors, cudaStream_t stream) {
-  const auto kernel = table.counts_on_device ? &counting_adam_kernel : &step_kernel<AdamTable>;
-  launch("adamw_", kernel, {grid_for(table, multiprocessors), stream, table.counts_on_device}, table);
+  launch("adamw_", &step_kernel<AdamTable>, {grid_for(table, multiprocessors), stream}, table);
 }
 void launch_step(const SgdTable& table, int multiprocessors, cudaStream_t stream) {
-  launch("sgd_", &step_kernel<SgdTable>, {grid_for(table, multiprocessors), stream, /*is_cooperative=*/false}, table);
+  launch("sgd_", &step_kernel<SgdTable>, {grid_for(table, multiprocessors), stream}, table);
 }
 void launch_step(const SgdMomentumTable& table, int multiprocessors, cudaStream_t stream) {
-  const LaunchShape shape{grid_for(table, multiprocessors), stream, /*is_cooperative=*/false};
-  launch("sgd_", &step_kernel<SgdMomentumTable>, shape, table);
+  launch("sgd_", &step_kernel<SgdMomentumTable>, {grid_for(table, multiprocessors), stream}, table);
 }
 
 }  // namespace cggm::cuda

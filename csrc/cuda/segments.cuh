@@ -40,7 +40,7 @@ struct CombineTable {
 };
 static_assert(sizeof(GramTable) <= kParameterBytes && sizeof(CombineTable) <= kParameterBytes, "a kernel's parameters");
 
-// One launch: all dot products of the sets, per segment.
+// Two launches: all dot products of the sets, per segment.
 void launch_gram(const GramTable& table, int multiprocessors, cudaStream_t stream);
 
 // One launch: set 0 becomes the weighted sum of all sets, per segment.

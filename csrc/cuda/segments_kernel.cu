@@ -1,7 +1,6 @@
-// segment_gram: all dot products of K sets in one read from memory, added up after a grid barrier as in modulation_kernel.cu.
+// segment_gram: all dot products of K sets in one read from memory; a second kernel adds them up, as in modulation_kernel.cu.
 // segment_combine_: one pass that writes the weighted sum.
 #include <algorithm>
-#include <cooperative_groups.h>
 
 #include "launch.cuh"
 #include "pack.cuh"
@@ -34,9 +33,9 @@ __device__ void gram_chunk(void* const* rows, int sets, int64_t numel, int chunk
   }
 }
 
-__device__ void finish_gram(const GramTable& table, int pairs) {
+__global__ void __launch_bounds__(kThreads) gram_sums_kernel(const __grid_constant__ GramTable table) {
   const SegmentTable& sets = table.sets;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, pairs = sets.sets * (sets.sets + 1) / 2;
   const int64_t outputs = static_cast<int64_t>(sets.segment_count) * pairs;
   for (int64_t output = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; output < outputs;
        output += static_cast<int64_t>(gridDim.x) * kWarps) {
@@ -71,8 +70,6 @@ __global__ void __launch_bounds__(kThreads, kGramBlocks) gram_kernel(const __gri
     }
     __syncthreads();
   });
-  cooperative_groups::this_grid().sync();
-  finish_gram(table, pairs);
 }
 
 template <typename T>
@@ -131,12 +128,13 @@ int grid_for(const SegmentTable& table, int blocks) { return std::clamp(table.ch
 
 void launch_gram(const GramTable& table, int multiprocessors, cudaStream_t stream) {
   const int grid = grid_for(table.sets, multiprocessors * kGramBlocks);
-  launch("segment_gram", &gram_kernel, {grid, stream, /*is_cooperative=*/true}, table);
+  launch("segment_gram", &gram_kernel, {grid, stream}, table);
+  launch("segment_gram", &gram_sums_kernel, {grid, stream}, table);
 }
 
 void launch_combine(const CombineTable& table, int multiprocessors, cudaStream_t stream) {
   const int grid = grid_for(table.sets, multiprocessors * kBlocksPerMultiprocessor);
-  launch("segment_combine_", &combine_kernel, {grid, stream, /*is_cooperative=*/false}, table);
+  launch("segment_combine_", &combine_kernel, {grid, stream}, table);
 }
 
 }  // namespace cggm::cuda

@@ -8,6 +8,7 @@
 namespace cggm::cuda {
 
 constexpr std::size_t kParameterBytes = 32764;  // all arguments of one launch together, since CUDA 12.1 on sm_70 and later
+constexpr int kOldestDriver = 12010;                  // CUDA 12.1
 constexpr int kMaxModalities = 128;
 
 constexpr int kThreads = 256;

@@ -30,7 +30,14 @@ from kernel_inputs import (  # noqa: E402
     normal,
     poison,
 )
-from kernel_optimizer_checks import check_adamw, check_many_params, check_sgd, compare_step  # noqa: E402
+from kernel_optimizer_checks import (  # noqa: E402
+    check_adamw,
+    check_counters_on_host,
+    check_many_params,
+    check_sgd,
+    check_special_steps,
+    compare_step,
+)
 from kernel_segment_checks import check_combine, check_gram, check_many_segments  # noqa: E402
 from operator_cases import Case, adamw, modulate, scale  # noqa: E402
 
@@ -132,7 +139,7 @@ def check_modulate(device: str, dtype: torch.dtype) -> None:
 
 
 def check_full_grid(device: str, dtype: torch.dtype) -> None:
-    """modulate_ and adamw_ with more chunks than a GPU runs blocks at a time: all blocks wait at a barrier."""
+    """modulate_ and adamw_ with more chunks than a GPU runs blocks at a time."""
     case = Case((500 * 8192 + 5, 70_001, 3), device=device, dtype=dtype, unowned=True, draw=normal)
     for _ in range(3):
         call = modulate(case, 1_000_003)
@@ -145,6 +152,22 @@ def check_full_grid(device: str, dtype: torch.dtype) -> None:
         assert [counter.item() for counter in counters] == [taken] * len(counters), "steps"
 
 
+def check_streams(device: str, dtype: torch.dtype) -> None:
+    """batched_cosine on a stream that is busy, and meanwhile the same call on another one."""
+    fusion, *unimodal = Case((), 3, dtype, device, draw=normal).head(50_001)
+    wanted, _ = reference.batched_cosine(fusion, unimodal)
+    torch.cuda.synchronize()
+    first, second = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(first):
+        torch.cuda._sleep(200_000_000)  # about a tenth of a second: what follows waits
+        waiting = cggm_ops.batched_cosine(fusion, unimodal)
+    with torch.cuda.stream(second):
+        found = [cggm_ops.batched_cosine(fusion, unimodal) for _ in range(3)]
+    torch.cuda.synchronize()
+    for cosines in (waiting, *found):
+        assert_elements("cosine", cosines, wanted, terms=1.0)
+
+
 CHECKS: list[Callable[[str, torch.dtype], None]] = [
     check_scale,
     check_special_values,
@@ -154,6 +177,7 @@ CHECKS: list[Callable[[str, torch.dtype], None]] = [
     check_combine,
     check_adamw,
     check_sgd,
+    check_special_steps,
     check_many_gradients,
     check_many_segments,
     check_many_params,
@@ -190,7 +214,9 @@ def refusal(call: Callable[[], object]) -> str:
 
 def run(device: str, only: str, without: str | None) -> Iterator[str]:
     """Run all checks whose name contains `only` but not `without`; yield those that passed."""
-    for check, dtype in itertools.product(CHECKS + [check_full_grid] * (device == "cuda"), DTYPES):
+    for check, dtype in itertools.product(
+        CHECKS + [check_full_grid, check_streams] * (device == "cuda"), DTYPES
+    ):
         if only in check.__name__ and (without is None or without not in check.__name__):
             check(device, dtype)
             yield f"{check.__name__} {str(dtype).removeprefix('torch.')}"
@@ -218,6 +244,8 @@ def main() -> None:
         passed = list(run(arguments.device, arguments.only, arguments.without))
         if arguments.device == "cuda" or arguments.library or arguments.backend == "triton":
             check_float64(arguments.device)
+        if arguments.library:
+            check_counters_on_host(arguments.library)
     print(*passed, sep="\n")
     print(f"{len(passed)} checks passed on {arguments.device}")
 

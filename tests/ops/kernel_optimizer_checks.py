@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import torch
 from kernel_inputs import SIZES, compare, guarded, normal
 from operator_cases import Call, Case, adamw, sgd
 
-from cggm_ops import AdamSettings, Modulation, SGDSettings
+from cggm_ops import AdamSettings, Modulation, SGDSettings, reference
 
 
 def modulations(case: Case) -> Iterator[Modulation]:
@@ -55,6 +56,45 @@ def check_sgd(device: str, dtype: torch.dtype) -> None:
             buffer.fill_(float("nan"))
         compare_step(call)
         guards.check()
+
+
+def special(device: str, dtype: torch.dtype, lists: int) -> Case:
+    """Return a case of one tensor per list, with every combination of special values."""
+    values = (0.0, 1.0, float("inf"), -float("inf"), float("nan"))
+    rows = iter(torch.tensor([*itertools.product(values, repeat=lists)]).T.to(device, dtype))
+    return Case((len(values) ** lists,), device=device, draw=lambda *_: next(rows).clone())
+
+
+def check_special_steps(device: str, dtype: torch.dtype) -> None:
+    """adamw_ and sgd_: infinite and NaN parameters, gradients and states, with and without weight decay."""
+    for decay, flag in itertools.product((0.0, 0.1), (True, False)):
+        adam = AdamSettings(lr=0.05, weight_decay=decay, decoupled=flag)
+        with_momentum = SGDSettings(lr=0.05, weight_decay=decay, momentum=0.9, nesterov=flag)
+        steps = [torch.zeros((), device=device)]
+        for call in (
+            adamw(special(device, dtype, 4), adam, Modulation(), steps),
+            sgd(special(device, dtype, 3), with_momentum, Modulation()),
+            sgd(special(device, dtype, 2), SGDSettings(lr=0.05, weight_decay=decay), Modulation()),
+        ):
+            copies = [[t.clone() for t in a] if isinstance(a, list) else a for a in call.arguments]
+            getattr(reference, call.operator)(*copies)
+            call.ours()
+            torch.testing.assert_close(call.arguments[:4], tuple(copies[:4]), equal_nan=True)
+
+
+def check_counters_on_host(library: str) -> None:
+    """adamw_ on CUDA: counters on the host that alternate share launches."""
+    host = ctypes.CDLL(library)
+    on_host = ctypes.c_bool.in_dll(host, "counters_on_host")
+    for different, most in ((2, 2), (20, 4)):
+        case = Case((5,) * 1000, draw=normal)
+        call = adamw(case, steps=[torch.tensor(float(index % different)) for index in range(1000)])
+        before = host.launches()
+        on_host.value = True
+        compare_step(call)
+        on_host.value = False
+        assert host.launches() - before <= most, f"{host.launches() - before} launches"
+        assert [t.item() for t in call.arguments[4]] == [index % different + 1 for index in range(1000)]
 
 
 def check_many_params(device: str, dtype: torch.dtype) -> None:

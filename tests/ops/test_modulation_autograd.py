@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import assert_same_bits, coefficients, head, random
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
 from cggm_ops import batched_cosine, modulate_, reference, scale_
@@ -154,3 +155,42 @@ def test_compiled_graphs_give_the_same_bits(dynamic):
             results.append([*outputs, *grads, leaf.grad])
         for actual, wanted in zip(*results, strict=True):
             assert_same_bits(actual, wanted)
+
+
+def test_transforms_of_torch_func():
+    fusion, unimodal = (
+        random(7, dtype=torch.float64),
+        [random(7, dtype=torch.float64, seed=m) for m in (1, 2)],
+    )
+    tangent = random(7, dtype=torch.float64, seed=3)
+    leaf = fusion.clone().requires_grad_()
+    expected = torch.autograd.functional.jacobian(lambda f: batched_cosine(f, unimodal), leaf)  # [M, D]
+
+    def cosines(f):
+        return batched_cosine(f, unimodal)
+
+    torch.testing.assert_close(torch.func.jvp(cosines, (fusion,), (tangent,))[1], expected @ tangent)
+    torch.testing.assert_close(torch.func.grad(lambda f: cosines(f).sum())(fusion), expected.sum(0))
+    both = torch.func.vmap(cosines)(torch.stack([fusion, -fusion]))
+    torch.testing.assert_close(both, torch.stack([cosines(fusion), -cosines(fusion)]))
+
+
+@each_mutation
+def test_tangents_are_refused(mutate):
+    grad = torch.ones(3)
+    with forward_ad.dual_level():
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            mutate([forward_ad.make_dual(grad, torch.ones(3))])
+        mutate([torch.ones(3)])
+    assert grad.tolist() == [1.0] * 3
+
+
+def test_a_change_under_vmap_is_refused():
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for cggm_ops::scale_"):
+        torch.func.vmap(lambda row: scale_([row], [0], torch.ones(1)))(torch.ones(2, 3))
+
+
+def test_the_operator_of_the_cosine_refuses_tangents():
+    fusion, unimodal = head(2)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        operators.batched_cosine(forward_ad.make_dual(fusion, fusion), unimodal)

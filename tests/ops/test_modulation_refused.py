@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import each_implementation, head, random
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cggm_ops import batched_cosine, modulate_, scale_
 
@@ -95,6 +96,55 @@ def test_modulate_sees_the_memory_of_strided_head_gradients(implementation):
     grads = [buffer[25:26]]
     with pytest.raises(ValueError, match="fusion shares memory"):
         implementation.ops.modulate_(grads, [0], torch.ones(1) * 2, buffer[:30:2], [random(15)])
+
+
+@each_implementation
+def test_coefficients_that_the_call_would_change_are_refused(implementation):
+    grads = [random(5), random(4)]
+    call, coefficients = implementation.ops.scale_, grads[1][:2]
+    message = r"coefficients shares memory with grads\[1\].*owner -1"
+    assert_unchanged(lambda: call(grads, [0, 1], coefficients), grads, message)
+    call(grads, [0, -1], coefficients)
+
+
+def one_on_meta(call):
+    """The arguments with one tensor after the other on the device "meta", whose tensors have no memory."""
+    flat, tree = tree_flatten(call)
+    for index, value in enumerate(flat):
+        if isinstance(value, torch.Tensor):
+            yield tree_unflatten([*flat[:index], value.to("meta"), *flat[index + 1 :]], tree)
+
+
+STEP = ([0, 1], torch.ones(2), None, 0.1)
+CALLS = {
+    "scale_": ([random(3), random(4)], [0, 1], torch.ones(2)),
+    "modulate_": ([random(3), random(4)], [0, 1], torch.ones(2), *head(2)),
+    "batched_cosine": head(2),
+    "batched_cosine_backward": (torch.ones(2), torch.ones(5, dtype=torch.float64), *head(2)),
+    "segment_gram": ([random(3), random(3)], 2),
+    "segment_combine_": ([random(3)], [random(3)], torch.ones(1, 2)),
+    "adamw_": (
+        *([random(3), random(4)] for _ in range(4)),
+        [torch.zeros(()), torch.zeros(())],
+        *STEP,
+        0.9,
+        0.99,
+        1e-8,
+        0.0,
+        True,
+        False,
+    ),
+    "sgd_": ([random(3), random(4)], [random(3), random(4)], [], *STEP, 0.0, 0.0, 0.0, *[False] * 3),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_tensors_on_meta_among_others_are_refused(name):
+    mixed = list(one_on_meta(CALLS[name]))
+    assert len(mixed) >= 2
+    for arguments in mixed:
+        with pytest.raises(ValueError, match="must be on"):
+            getattr(torch.ops.cggm_ops, name)(*arguments)
 
 
 HEADS = {

@@ -170,3 +170,18 @@ def test_autograd_stays_out():
     assert grad._version > version
     with pytest.raises(RuntimeError, match="requires grad"):
         operators.segment_combine_([leaf], [random(5)], torch.ones(1, 2))
+
+
+def test_a_leaf_that_requires_grad_is_not_changed():
+    leaf = torch.ones(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"sets\[0\] holds a tensor that requires grad"):
+        segment_combine_([[leaf], [torch.ones(3)]], torch.ones(1, 2))
+    assert leaf.tolist() == [1.0] * 3
+
+
+@each_implementation
+def test_weights_that_the_call_would_change_are_refused(implementation):
+    weights = torch.ones(1, 2)
+    with pytest.raises(ValueError, match=r"weights shares memory with sets\[0\]\[0\]"):
+        implementation.ops.segment_combine_([weights[0]], [torch.ones(2)], weights)
+    assert weights.tolist() == [[1.0, 1.0]]

@@ -63,6 +63,34 @@ def test_no_operator_waits_for_the_device_on_its_way_to_the_kernels():
     assert counters == [1, 1]
 
 
+@needs_triton
+def test_streams_do_not_share_tables(monkeypatch):
+    from cggm_ops.triton import tables
+
+    made = []
+
+    @tables.kept
+    def table(number):
+        made.append(number)
+        return torch.tensor(number)
+
+    class Stream:
+        cuda_stream = 1
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    first = table(5)
+    assert table(5) is first
+    Stream.cuda_stream = 2
+    second = table(5)
+    assert second is not first
+    assert table(5) is second
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert table(5) is not second
+    assert made == [5, 5, 5]
+
+
 def run(program, *arguments, **environment):
     """Run a program of this folder in its own process: importing Triton decides about the interpreter."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -82,7 +110,7 @@ def run(program, *arguments, **environment):
 def test_every_kernel_is_right_under_the_interpreter():
     # Leave out large numbers of tensors: they test the tables of the CUDA kernels, and are slow to interpret.
     out = run("kernel_checks.py", "--backend", "triton", "--without", "many", TRITON_INTERPRET="1")
-    assert out.strip().endswith("24 checks passed on cpu"), out
+    assert out.strip().endswith("27 checks passed on cpu"), out
 
 
 @needs_triton

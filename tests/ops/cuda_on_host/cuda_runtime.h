@@ -1,6 +1,6 @@
 // Runs CUDA kernels on the host, for tests. A C++ compiler that finds this header before the toolkit's can build csrc/cuda/*.cu.
-// Every CUDA thread is a fiber. Warps, blocks and the grid advance from barrier to barrier, in turns on one core. A barrier that
-// some threads do not reach is an error: on a GPU it would hang or race.
+// Every CUDA thread is a fiber. Blocks run one after the other on one core; their warps advance from barrier to barrier. A
+// barrier that some threads do not reach is an error: on a GPU it would hang or race.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +36,7 @@ inline Index threadIdx, blockIdx, gridDim;
 
 namespace on_host {
 
-enum class Stop { kWarp, kBlock, kGrid, kEnd };
+enum class Stop { kWarp, kBlock, kEnd };
 
 // A context starts a fiber; jumps, which need no system call, switch between fibers.
 struct Fiber {
@@ -51,6 +51,7 @@ struct Fiber {
 inline jmp_buf scheduler;
 inline Fiber* running;
 inline std::function<void()> body;
+inline int launches;  // so far
 inline uint64_t exchanged[1024];  // values that the lanes of a warp exchange
 
 inline void wait(Stop stop) {
@@ -90,22 +91,17 @@ class Grid {
     gridDim.x = blocks;
   }
   void run() {
-    Stop stop;
-    do {
-      stop = run_block(0);
-      for (int block = 1; block < gridDim.x; ++block) stop = agree(stop, run_block(block), "grid");
-    } while (stop == Stop::kGrid);
+    for (int block = 0; block < gridDim.x; ++block) run_block(block);
   }
 
  private:
-  Stop run_block(int block) {
+  void run_block(int block) {
     Stop stop;
     blockIdx.x = block;
     do {
       stop = run_warp(block, 0);
       for (int warp = 1; warp < threads_ / 32; ++warp) stop = agree(stop, run_warp(block, warp), "block");
     } while (stop == Stop::kBlock);
-    return stop;
   }
   Stop run_warp(int block, int warp) {
     Stop stop;
@@ -145,20 +141,16 @@ enum cudaError_t { cudaSuccess, cudaErrorNoKernelImageForDevice };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "on the host"; }
+inline cudaError_t cudaDriverGetVersion(int*) { return cudaErrorNoKernelImageForDevice; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 1;
   return cudaSuccess;
 }
 
 template <typename... P>
-cudaError_t cudaLaunchCooperativeKernel(
-    void (*kernel)(P...), int grid, int threads, void** arguments, size_t, cudaStream_t) {
+cudaError_t cudaLaunchKernel(void (*kernel)(P...), int grid, int threads, void** arguments, size_t, cudaStream_t) {
+  ++on_host::launches;
   on_host::body = [=] { on_host::call(kernel, arguments, std::index_sequence_for<P...>{}); };
   on_host::Grid(grid, threads).run();
   return cudaSuccess;
-}
-template <typename... P>
-cudaError_t cudaLaunchKernel(
-    void (*kernel)(P...), int grid, int threads, void** arguments, size_t bytes, cudaStream_t stream) {
-  return cudaLaunchCooperativeKernel(kernel, grid, threads, arguments, bytes, stream);
 }
