@@ -1,6 +1,6 @@
 """Balanced multimodal training: a drop-in optimizer wrapper that keeps every modality learning."""
 
-from .model.encoders import Encoder
+from .model.encoder import Encoder
 from .optim.checkpoint import plain_state_dict
 from .optimizer import CGGMOptimizerWrapper
 from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses, default_policy

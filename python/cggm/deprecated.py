@@ -59,7 +59,7 @@ def former_arguments(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _with_classifiers(encoders: Any, classifiers: Any) -> dict[str, Any]:
-    from .model.encoders import read_encoders
+    from .model.encoder import read_encoders
 
     read = read_encoders(encoders)
     if isinstance(classifiers, str):

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .deprecated import former_arguments
 from .distributed.context import DistributedContext
-from .model.encoders import read_encoders
+from .model.encoder import read_encoders
 from .model.gradient_buffers import GradientBuffers
 from .model.inspection import Explanation, explain
 from .model.multimodal import MultimodalModel, check_model
@@ -178,7 +178,7 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         check_loss(loss)
         state, model = self._state, self._model
         fit = self._fresh and model.context.start()
-        scores = score_modalities(model, state.plan, self.task, target, fit=fit)
+        scores = score_modalities(model, state.plan, self.task, loss, target, fit=fit)
         self._fresh = False
         if state.backward_ran and model.gradients_were_cleared():
             state.clear()  # by model.zero_grad(), after a step that was skipped
@@ -238,6 +238,7 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         """
         state = self._state
         result = self._executor.step(state, closure, self._modulate)
+        self._model.forget()  # forward passes that were not balanced
         if state.update is not None:
             state.commit()
             self._model.encoders.set_rates(state.rates)

@@ -54,12 +54,14 @@ def test_the_graph_can_be_retained():
 
 
 class Twice(SmallModel):
-    """The audio encoder runs on two halves of its input, of which the classifier sees the second."""
+    """Every encoder runs on its input and on the same from end to start; the classifier sees both runs."""
 
     def forward(self, *inputs):
-        halves = [self.encoders["audio"](part) for part in (inputs[0].flip(1), inputs[0])]
-        features = [(halves[0] + halves[1]).tanh(), self.encoders["image"](inputs[1]).tanh()]
-        return self.head(self.fusion(torch.cat(features, 1)))
+        runs = [
+            (self.encoders[m](x.flip(1)) + self.encoders[m](x)).tanh()
+            for m, x in zip(self.modalities, inputs, strict=True)
+        ]
+        return self.head(self.fusion(torch.cat(runs, 1)))
 
 
 def test_every_run_of_an_encoder_is_combined_by_itself():
@@ -68,20 +70,20 @@ def test_every_run_of_an_encoder_is_combined_by_itself():
     ((inputs, target),) = batches(1)
     encoder = model.encoders["audio"]
     parameters = list(encoder.parameters())
-    first, second = encoder(inputs[0].flip(1)), encoder(inputs[0])
-    features = [(first + second).tanh(), model.encoders["image"](inputs[1]).tanh()]
+    runs = [encoder(inputs[0].flip(1)), encoder(inputs[0])]
+    other = model.encoders["image"](inputs[1].flip(1)) + model.encoders["image"](inputs[1])
+    features = [sum(runs).tanh(), other.tanh()]
     loss = F.cross_entropy(model.head(model.fusion(torch.cat(features, 1))), target)
-    unimodal = F.cross_entropy(own["audio"](second), target)
-    arriving = torch.autograd.grad(loss, [first, second], retain_graph=True)
-    plain, multimodal = (
-        torch.autograd.grad(run, parameters, gradient, retain_graph=True)
-        for run, gradient in zip((first, second), arriving, strict=True)
-    )
-    met = combined([multimodal, torch.autograd.grad(unimodal, parameters)])
+    arriving = torch.autograd.grad(loss, runs, retain_graph=True)
+    met = []
+    for run, gradient in zip(runs, arriving, strict=True):
+        unimodal = F.cross_entropy(own["audio"](run), target) / 2  # the mean over two runs
+        multimodal = torch.autograd.grad(run, parameters, gradient, retain_graph=True)
+        met.append(combined([multimodal, torch.autograd.grad(unimodal, parameters, retain_graph=True)]))
     optimizer = wrap(model, policy=MMPareto(), classifiers=own)
     backward(model, optimizer, inputs, target)
-    for parameter, alone, together in zip(parameters, plain, met, strict=True):
-        torch.testing.assert_close(parameter.grad, alone + together)
+    for parameter, one, two in zip(parameters, *met, strict=True):
+        torch.testing.assert_close(parameter.grad, one + two)
 
 
 class Deaf(SmallModel):

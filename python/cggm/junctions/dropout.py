@@ -67,8 +67,8 @@ class DropoutMask:
         if dropped is None or dropped.shape[0] != samples:
             raise ValueError(
                 f"encoder {name!r} puts out features {list(features.shape)} beside another encoder's of "
-                f"{None if dropped is None else dropped.shape[0]} samples; modality dropout must know the axis that "
-                'holds the samples, and takes the first: say it, as in Encoder(..., layout="T B D")'
+                f"{None if dropped is None else dropped.shape[0]} samples; modality dropout takes the first axis for "
+                'the samples: say where they are, as in Encoder(..., layout="T B D")'
             )
         dropped = dropped.to(features.device)
         if layout is not None:

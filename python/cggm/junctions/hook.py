@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class EncoderHook:
         junction: splits them.
         mask: drops the modality from some samples, or None.
         layout: tells which axis of the features holds the samples; None for the first.
+        model: while it is in evaluation mode, only the latest run is kept.
     """
 
     def __init__(
@@ -35,14 +37,16 @@ class EncoderHook:
         junction: Junction | ParameterJunction,
         mask: DropoutMask | None,
         layout: Layout | None,
+        model: nn.Module,
     ) -> None:
         self.name = name
         self.selector = selector
         self.junction = junction
         self.mask = mask
         self.layout = layout
-        self.features: Tensor | None = None  # of the latest forward pass that has not been balanced
-        self.inputs: Inputs | None = None  # what made them, where `keep_inputs` is registered
+        self._model = model
+        self.features: tuple[Tensor, ...] = ()  # of every run that has not been balanced
+        self.inputs: tuple[Inputs, ...] = ()  # what made them, where `keep_inputs` is registered
         self.keeps_output = False
         self.output: tuple[Any, Path] | None = None  # all that the encoder put out, where `keeps_output`
         self.passing = False  # something stands in for the encoder: its output is left alone
@@ -57,19 +61,27 @@ class EncoderHook:
         inputs = (*arguments, *keywords.values())
         multimodal, unimodal = self.junction.split(features, dropped, module, inputs)
         if not again:
-            self.features = unimodal
+            self.features = (*self.features, unimodal) if self._model.training else (unimodal,)
             self.output = (output, path) if self.keeps_output else None
         return replace(output, path, multimodal)
 
     def keep_inputs(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
         """A second hook, before the encoder runs, where a mask or a layout is made of its inputs."""
         if torch.is_grad_enabled() and not self.passing and not recomputing():
-            self.inputs = arguments, keywords
+            inputs = arguments, keywords
+            self.inputs = (*self.inputs, inputs) if self._model.training else (inputs,)
+
+    def keep_runs(self, numbers: Sequence[int]) -> None:
+        """Forget all runs but these."""
+        if self.inputs:
+            self.inputs = tuple(self.inputs[number] for number in numbers)
+        self.features = tuple(self.features[number] for number in numbers)
 
     def forget(self) -> None:
         """Drop what has been kept, and with it the graph of the forward pass."""
-        self.features = self.output = self.inputs = None
+        self.features = self.inputs = ()
+        self.output = None
 
     def __getstate__(self) -> dict[str, Any]:
         # a graph can be neither copied nor pickled
-        return {**self.__dict__, "features": None, "output": None, "inputs": None}
+        return {**self.__dict__, "features": (), "output": None, "inputs": ()}

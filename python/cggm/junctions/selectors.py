@@ -15,7 +15,7 @@ Selector = Step | Path | None
 
 
 def select(output: Any, selector: Selector, name: str) -> tuple[Tensor, Path]:
-    """The features inside an encoder's output, and the path to them.
+    """The features inside an encoder's output, and the path to them, as `floating_tensors` writes it.
 
     Without a selector: a tensor itself, the first floating tensor of a tuple or list, or the `pooler_output`,
     `last_hidden_state`, ... (the first floating tensor) of a mapping or dataclass output.
@@ -29,15 +29,17 @@ def select(output: Any, selector: Selector, name: str) -> tuple[Tensor, Path]:
         TypeError: no tensor there; the message lists those that are.
 
     >>> select((torch.ones(2, 3), (torch.ones(1, 2), torch.zeros(1, 2))), (1, -1), "audio")
-    (tensor([[0., 0.]]), (1, -1))
+    (tensor([[0., 0.]]), (1, 1))
     """
     if selector is not None:
-        path = selector if isinstance(selector, tuple) else (selector,)
+        path: Path = ()
         found = output
         try:
-            for step in path:
+            for step in selector if isinstance(selector, tuple) else (selector,):
+                step = _canonical(found, step)
                 found = _child(found, step)
-        except (LookupError, AttributeError, TypeError):
+                path = (*path, step)
+        except (LookupError, AttributeError, TypeError, ValueError):
             found = None
         if isinstance(found, Tensor):
             return found, path
@@ -65,7 +67,7 @@ _PREFERRED = {"pooler_output": 0, "last_hidden_state": 1}
 def replace(output: Any, path: Path, features: Tensor) -> Any:
     """The encoder's output with other features at the end of the path; the original is left alone.
 
-    >>> replace((1, [2, 3]), (1, -1), torch.ones(1))
+    >>> replace((1, [2, 3]), (1, 1), torch.ones(1))
     (1, [2, tensor([1.])])
     """
     if not path:
@@ -73,8 +75,7 @@ def replace(output: Any, path: Path, features: Tensor) -> Any:
     step = path[0]
     new = replace(_child(output, step), path[1:], features)
     if isinstance(output, tuple):
-        index = output._fields.index(step) if isinstance(step, str) else step % len(output)  # type: ignore
-        items = [new if i == index else item for i, item in enumerate(output)]
+        items = [new if i == step else item for i, item in enumerate(output)]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     output = copy.copy(output)
     if isinstance(output, (list, Mapping)):
@@ -99,9 +100,18 @@ def floating_tensors(output: Any, depth: int = 3) -> Iterator[tuple[Path, Tensor
                 yield (step, *path), tensor
 
 
+def _canonical(output: Any, step: Step) -> Step:
+    """A negative index, the name of a named tuple's field, or a number in a mapping, as what `_children` calls it."""
+    if isinstance(output, tuple) and isinstance(step, str):
+        return output._fields.index(step)  # type: ignore[attr-defined]
+    if isinstance(output, (tuple, list)):
+        return range(len(output))[step]
+    if isinstance(output, Mapping) and step not in output:
+        return list(output)[step]  # type: ignore[index]
+    return step
+
+
 def _child(output: Any, step: Step) -> Any:
-    if isinstance(output, tuple) and isinstance(step, str):  # of a named tuple
-        return getattr(output, step)
     return output[step] if isinstance(output, (tuple, list, Mapping)) else getattr(output, str(step))
 
 

@@ -95,7 +95,7 @@ class CoalitionForward:
     @property
     def features(self) -> list[Tensor]:
         """The M encoders' features of the forward pass just made, with their graphs."""
-        return self._encoders.features()
+        return [hook.features[-1] for hook in self._encoders.hooks]
 
     def __call__(self, features: Sequence[Tensor]) -> Tensor:
         """What the head makes of other features, with its graph: the model's forward function, without its encoders.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,67 +14,11 @@ from ..junctions.dropout import DropoutMask
 from ..junctions.features import make_junctions
 from ..junctions.hook import EncoderHook
 from ..junctions.layouts import Layout, layout_of
-from ..junctions.selectors import Selector
 from ..policies.plan import Plan
-from .lookup import find_module, submodule, unwrap
+from .encoder import Encoder
+from .lookup import find_module, reached, submodule, unwrap
 
 Parameters = list[tuple[Tensor, int]]  # with the indices of their modalities
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """An encoder and all that is said about it. Its name alone, or the module, is the short form.
-
-    Args:
-        module: dotted name of the submodule, or the module; a list of them where the encoder is made of several, the
-            one that puts out the features last.
-        output: where the features are in what the module puts out: an index, a key or an attribute, or a tuple of them
-            for a nested output, as `(1, 0)` for an LSTM's last hidden state. None to look: a tensor itself, else the
-            first floating tensor.
-        classifier: its unimodal classifier: a module, a pair of a module and the name of its output layer, the width
-            of the features, `"attention"` for a default classifier with self-attention; None for the default one.
-        layout: how the classifier reads the features. Words for their axes (see `Layout`): `"B T D"`, `"B D T"`,
-            `"T B D"`, `"B D H W"`, `"(B T) D H W"`; the default classifier averages over all axes but B and D. Or a
-            function that is given the features and what the encoder took, and returns features `[B, D]`. None reads
-            it off the encoder, or refuses where that is ambiguous.
-        mask: which positions of the features count in the default classifier's mean, `[B, positions]`, True or 1 where
-            they do: the name of an input of the encoder, or a function of its inputs.
-
-    Raises:
-        ValueError: a layout that is none.
-
-    >>> Encoder("bert", output="last_hidden_state", mask="attention_mask").layout is None
-    True
-    """
-
-    module: str | nn.Module | Sequence[str | nn.Module]
-    output: Selector = None
-    classifier: Any = None
-    layout: str | Callable[..., Tensor] | None = None
-    mask: str | Callable[..., Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        if callable(self.output):
-            raise TypeError(
-                "output must say where the features are; pass a function as Encoder(..., layout=function)"
-            )
-        self.read_layout()
-
-    def read_layout(self) -> Layout | Callable[..., Tensor] | None:
-        """The layout as an object."""
-        return self.layout if self.layout is None or callable(self.layout) else Layout(self.layout)
-
-    @classmethod
-    def of(cls, given: Any) -> Encoder:
-        """An encoder as the user passed it: of this class, a name, a module, a list, or a pair (module, output).
-
-        The pair's second part may also be a function, which is then the layout.
-        """
-        if isinstance(given, Encoder):
-            return given
-        if isinstance(given, tuple) and len(given) == 2:
-            return cls(given[0], layout=given[1]) if callable(given[1]) else cls(*given)
-        return cls(given)
 
 
 class EncoderSet:
@@ -112,7 +55,7 @@ class EncoderSet:
             layout = encoder.read_layout() or layout_of(found[-1][1], encoder.output not in (None, 0))
             self.layouts[name] = layout
             sized = layout if isinstance(layout, Layout) else None
-            self.hooks.append(EncoderHook(name, encoder.output, junction, self.mask, sized))
+            self.hooks.append(EncoderHook(name, encoder.output, junction, self.mask, sized, model))
         self._takes_inputs = [callable(e.layout) or e.mask is not None for e in encoders.values()]
         self._check_disjoint()
 
@@ -170,19 +113,49 @@ class EncoderSet:
         """Look the parameters up again at the next use."""
         self._parameters = None
 
-    def features(self) -> list[Tensor]:
-        """Features of the forward pass just made; `forget` them afterwards, so that none serves twice.
+    def features(self, loss: Tensor) -> list[list[Tensor]]:
+        """Features `[runs][M]` of the forward passes that the loss comes from; `forget` them afterwards.
+
+        Runs whose outputs the loss has not been made of, as those of a batch that was given up, are dropped.
 
         Raises:
-            RuntimeError: an encoder has not run since, or not with gradients enabled.
+            RuntimeError: an encoder has not run since, or not with gradients enabled, or more often than another.
         """
-        missing = [hook.name for hook in self.hooks if hook.features is None]
+        missing = [hook.name for hook in self.hooks if not hook.features]
         if missing:
             raise RuntimeError(
                 f"balance() found no features of {missing}: call it once after each forward pass of the model in "
                 "which every encoder runs, with gradients enabled"
             )
-        return [hook.features for hook in self.hooks if hook.features is not None]
+        if any(len(hook.features) > 1 for hook in self.hooks):
+            self._keep_runs_of(loss)
+        counts = {hook.name: len(hook.features) for hook in self.hooks}
+        if len(set(counts.values())) > 1:
+            raise RuntimeError(
+                f"the encoders ran unequally often in the forward passes of this loss, {counts}: scores compare the "
+                "modalities pass by pass; run every encoder once for each, on a batch of views, say"
+            )
+        return [list(run) for run in zip(*(hook.features for hook in self.hooks), strict=True)]
+
+    def _keep_runs_of(self, loss: Tensor) -> None:
+        found = reached(loss, [x for hook in self.hooks for x in hook.features])
+        kept = [
+            [i for i, x in enumerate(hook.features) if x.grad_fn in found] or [len(hook.features) - 1]
+            for hook in self.hooks
+        ]
+        longest = max(kept, key=len)
+        for hook, numbers in zip(self.hooks, kept, strict=True):
+            if all(
+                x.grad_fn is None for x in hook.features
+            ):  # a frozen encoder: its runs go with the others'
+                numbers = range(max(len(hook.features) - len(longest), 0), len(hook.features))
+            if hook.keeps_output and numbers[-1] != len(hook.features) - 1:
+                raise RuntimeError(
+                    "this policy runs the fusion again: balance() a forward pass before the next one"
+                )
+            hook.keep_runs(numbers)
+        if self.mask is not None and all(numbers == longest for numbers in kept):
+            self.mask.keep_draws(longest)
 
     def forget(self) -> None:
         """Drop captured features, and with them the graph of the last forward pass."""
@@ -262,19 +235,5 @@ class EncoderSet:
                     if other != name:
                         raise ValueError(
                             f"a parameter is shared: {path}.{key} of {name!r} is {place} of {other!r}, and one "
-                            "gradient cannot have two coefficients; name as encoders only parts that belong to one modality"
+                            "gradient cannot have two coefficients; name as encoders only the parts of one modality"
                         )
-
-
-def read_encoders(encoders: Any) -> dict[str, Encoder]:
-    """The user's mapping of encoders, every one a value of `Encoder`.
-
-    Raises:
-        ValueError: not a mapping of at least two modalities.
-    """
-    if not isinstance(encoders, Mapping) or len(encoders) < 2:
-        raise ValueError(
-            "encoders must map at least two modality names to encoders, as in "
-            f"{{'audio': 'audio_encoder', 'image': 'image_encoder'}}, got {encoders!r}"
-        )
-    return {name: Encoder.of(given) for name, given in encoders.items()}

@@ -1,10 +1,12 @@
-"""Modules by name: what lies behind wrappers, and where a submodule is."""
+"""What lies behind wrappers, where a submodule is, and which tensors a loss was made of."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..torch_private import child, uncompiled
 
@@ -53,3 +55,26 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
     for name in path.split("."):
         model = child(model, name)
     return model
+
+
+def reached(loss: Tensor, tensors: Sequence[Tensor]) -> set[Any]:
+    """The nodes of autograd's graph that made those of the tensors which the loss was made of.
+
+    >>> import torch
+    >>> used, other = (torch.ones(1, requires_grad=True) * 2 for _ in range(2))
+    >>> reached(used.sum(), [used, other]) == {used.grad_fn}
+    True
+    """
+    wanted = {x.grad_fn for x in tensors}
+    found: set[Any] = set()
+    seen = {loss.grad_fn}
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node in wanted:
+            found.add(node)
+            continue
+        new = {before for before, _ in node.next_functions if before is not None} - seen
+        seen |= new
+        waiting += new
+    return found

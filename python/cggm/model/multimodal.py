@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,10 +13,19 @@ from ..distributed.context import DistributedContext
 from ..policies.plan import Plan
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
 from .coalitions import CoalitionForward
-from .encoders import Encoder, EncoderSet
+from .encoder import Encoder
+from .encoders import EncoderSet
 from .head_split import HeadSplit
 from .lookup import find_module, submodule, unwrap
 from .reading import FeatureReader
+
+
+class CapturedRun(NamedTuple):
+    """What one forward pass has left behind."""
+
+    captured: Sequence[Tensor]  # M features, as the encoders put them out
+    features: Sequence[Tensor]  # M, as the classifiers read them
+    masks: Sequence[Tensor | None]  # M masks of their positions
 
 
 class MultimodalModel:
@@ -78,21 +87,45 @@ class MultimodalModel:
         complete = len(unimodal) == len(self.encoders.names)
         return (self.head_weight.grad if complete else None), unimodal
 
-    def read_features(self, captured: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], list[Any]]:
-        """The features in the form that the classifiers take, and the masks of their positions.
+    def read_features(self, loss: Tensor, target: Tensor, detach: bool) -> list[CapturedRun]:
+        """The features of every forward pass that the loss comes from, and how the classifiers read them.
 
         Args:
-            captured: M encoders' features, as they put them out.
+            loss: the multimodal loss.
             target: tells how many samples there are where no features do.
+            detach: whether the classifiers see detached features.
 
         Raises:
-            ValueError: a layout or a mask that does not fit, or a layout that has to be told.
+            RuntimeError: as `EncoderSet.features`; several passes where the policy knows one only.
+            ValueError: a layout or a mask that does not fit, or a layout that has to be told; passes of several sizes.
         """
+        runs = self.encoders.features(loss)
+        if len(runs) > 1 and self._watchers():
+            raise RuntimeError(
+                f"this loss comes from {len(runs)} forward passes of the encoders, and this policy scores one: AGM(), "
+                "OGMGE(split_head=True) and MIMO() run or split the fusion of a single pass; take another policy, or "
+                "call balance() and backward() for each pass"
+            )
+        return [self._read(number, run, target, detach, len(runs) > 1) for number, run in enumerate(runs)]
+
+    def _read(
+        self, number: int, captured: Sequence[Tensor], target: Tensor, detach: bool, several: bool
+    ) -> CapturedRun:
         found = [reader.samples(x) for reader, x in zip(self.readers, captured, strict=True)]
-        samples = next((number for number in found if number is not None), None) or target.shape[0]
-        each = zip(self.readers, captured, self.encoders.hooks, self.encoders.parts(), strict=True)
-        read = [reader.read(x, hook.inputs, samples, modules) for reader, x, hook, modules in each]
-        return [x for x, _ in read], [mask for _, mask in read]
+        samples = next((size for size in found if size is not None), None) or target.shape[0]
+        if several and samples != target.shape[0]:
+            raise ValueError(
+                f"target has {target.shape[0]} samples, and forward pass {number + 1} of this loss had {samples}: its "
+                "classifiers need one target for each; give balance() the target of one view, and every pass its size"
+            )
+        read = []
+        for reader, x, hook, modules in zip(
+            self.readers, captured, self.encoders.hooks, self.encoders.parts(), strict=True
+        ):
+            inputs = hook.inputs[number] if hook.inputs else None
+            read.append(reader.read(x.detach() if detach else x, inputs, samples, modules))
+        features, masks = zip(*read, strict=True)
+        return CapturedRun(captured, features, masks)
 
     def gradients_were_cleared(self) -> bool:
         """Whether gradients that went backward are gone; sharded ones may only not have been reduced yet."""

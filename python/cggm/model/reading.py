@@ -13,7 +13,7 @@ from ..junctions.layouts import Layout, infer_layout
 from .classifier_modules import UnimodalClassifier, UnimodalMapClassifier
 
 if TYPE_CHECKING:
-    from .encoders import Encoder
+    from .encoder import Encoder
 
 
 class FeatureReader:
@@ -108,7 +108,7 @@ class FeatureReader:
             return None
         if features.ndim < 3 or mask.shape != features.shape[:2]:
             raise ValueError(
-                f"encoders[{self._name!r}]: mask must be [B, positions] = {list(features.shape[:2])} beside features "
-                f"{list(features.shape)} as the classifier reads them, got {list(mask.shape)}"
+                f"encoders[{self._name!r}]: mask must be [B, positions] = {list(features.shape[:2])} beside the "
+                f"features {list(features.shape)} as the classifier reads them, got {list(mask.shape)}"
             )
         return mask.to(features.device).bool()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..policies.plan import Plan
 from ..tasks import Task
 from .coalitions import ShapleyAttribution
-from .multimodal import MultimodalModel
+from .multimodal import CapturedRun, MultimodalModel
 
 
 class ModalityScores(NamedTuple):
@@ -24,14 +24,17 @@ class ModalityScores(NamedTuple):
 
 
 def score_modalities(
-    model: MultimodalModel, plan: Plan, task: Task, target: Tensor, *, fit: bool
+    model: MultimodalModel, plan: Plan, task: Task, loss: Tensor, target: Tensor, *, fit: bool
 ) -> ModalityScores:
     """Run the unimodal classifiers on the features of the forward pass just made, and score the modalities.
+
+    A loss of several forward passes, as in siamese training, has the mean over them of losses and scores.
 
     Args:
         model: holds those features and the classifiers.
         plan: whether the features are detached, and which roles read which scores.
         task: its loss trains the classifiers.
+        loss: the multimodal loss, which tells the passes that it comes from.
         target: in a form that the task knows.
         fit: as in `UnimodalClassifiers`.
 
@@ -39,11 +42,23 @@ def score_modalities(
         RuntimeError: no forward pass since the last one that was scored.
         ValueError: a target that does not fit.
     """
-    captured = model.encoders.features()
-    features, masks = model.read_features(
-        [x.detach() for x in captured] if plan.detaches_features else captured, target
-    )
-    unimodal, losses, outputs = model.classifiers(features, task, target, masks=masks, fit=fit)
+    runs = model.read_features(loss, target, plan.detaches_features)
+    scored = [_score_run(model, plan, task, run, target, fit) for run in runs]
+    unimodal, losses, rows, attribution = scored[0]
+    if len(runs) > 1:
+        unimodal = torch.stack([each[0] for each in scored]).mean()
+        losses = torch.stack([each[1] for each in scored]).mean(0)
+        rows = list(torch.stack([torch.stack(each[2]) for each in scored]).mean(0))
+    diagnostics = {} if plan.coefficients is None else plan.coefficients.diagnostics(rows[0], losses)
+    scores = rows[0][None] if len(rows) == 1 else torch.stack(rows)
+    return ModalityScores(unimodal, scores, attribution, diagnostics)
+
+
+def _score_run(
+    model: MultimodalModel, plan: Plan, task: Task, run: CapturedRun, target: Tensor, fit: bool
+) -> tuple[Tensor, Tensor, list[Tensor], ShapleyAttribution | None]:
+    """Of one forward pass: the sum of the unimodal losses, each of them `[M]`, the scores' rows, the responses."""
+    unimodal, losses, outputs = model.classifiers(run.features, task, target, masks=run.masks, fit=fit)
     reader = plan.reads("responses")
     attribution = None if reader is None else model.coalitions.attribute(reader.permutations)
     rows: list[Tensor] = []
@@ -54,10 +69,8 @@ def score_modalities(
         if role.score_source == "responses":
             compared = attribution.responses()
         elif role.score_source == "head":
-            compared = model.head_split.split(captured)
+            compared = model.head_split.split(run.captured)
         else:
             compared = [output.detach() for output in outputs]
         rows.append(role.measure(task, compared, target))
-    diagnostics = {} if plan.coefficients is None else plan.coefficients.diagnostics(rows[0], losses)
-    scores = rows[0][None] if len(rows) == 1 else torch.stack(rows)
-    return ModalityScores(unimodal, scores, attribution, diagnostics)
+    return unimodal, losses, rows, attribution

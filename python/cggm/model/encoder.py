@@ -1,0 +1,82 @@
+"""One encoder as the user names it, with all that is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..junctions.layouts import Layout
+from ..junctions.selectors import Selector
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder and all that is said about it. Its name alone, or the module, is the short form.
+
+    Args:
+        module: dotted name of the submodule, or the module; a list of them where the encoder is made of several, the
+            one that puts out the features last.
+        output: where the features are in what the module puts out: an index, a key or an attribute, or a tuple of them
+            for a nested output, as `(1, 0)` for an LSTM's last hidden state. None to look: a tensor itself, else the
+            first floating tensor.
+        classifier: its unimodal classifier: a module, a pair of a module and the name of its output layer, the width
+            of the features, `"attention"` for a default classifier with self-attention; None for the default one.
+        layout: how the classifier reads the features. Words for their axes (see `Layout`): `"B T D"`, `"B D T"`,
+            `"T B D"`, `"B D H W"`, `"(B T) D H W"`; the default classifier averages over all axes but B and D. Or a
+            function that is given the features and what the encoder took, and returns features `[B, D]`. None reads
+            it off the encoder, or refuses where that is ambiguous.
+        mask: which positions of the features count in the default classifier's mean, `[B, positions]`, True or 1 where
+            they do: the name of an input of the encoder, or a function of its inputs.
+
+    Raises:
+        ValueError: a layout that is none.
+
+    >>> Encoder("bert", output="last_hidden_state", mask="attention_mask").layout is None
+    True
+    """
+
+    module: str | nn.Module | Sequence[str | nn.Module]
+    output: Selector = None
+    classifier: Any = None
+    layout: str | Callable[..., Tensor] | None = None
+    mask: str | Callable[..., Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if callable(self.output):
+            raise TypeError(
+                "output must say where the features are; pass a function as Encoder(..., layout=function)"
+            )
+        self.read_layout()
+
+    def read_layout(self) -> Layout | Callable[..., Tensor] | None:
+        """The layout as an object."""
+        return self.layout if self.layout is None or callable(self.layout) else Layout(self.layout)
+
+    @classmethod
+    def of(cls, given: Any) -> Encoder:
+        """An encoder as the user passed it: of this class, a name, a module, a list, or a pair (module, output).
+
+        The pair's second part may also be a function, which is then the layout.
+        """
+        if isinstance(given, Encoder):
+            return given
+        if isinstance(given, tuple) and len(given) == 2:
+            return cls(given[0], layout=given[1]) if callable(given[1]) else cls(*given)
+        return cls(given)
+
+
+def read_encoders(encoders: Any) -> dict[str, Encoder]:
+    """The user's mapping of encoders, every one a value of `Encoder`.
+
+    Raises:
+        ValueError: not a mapping of at least two modalities.
+    """
+    if not isinstance(encoders, Mapping) or len(encoders) < 2:
+        raise ValueError(
+            "encoders must map at least two modality names to encoders, as in "
+            f"{{'audio': 'audio_encoder', 'image': 'image_encoder'}}, got {encoders!r}"
+        )
+    return {name: Encoder.of(given) for name, given in encoders.items()}
