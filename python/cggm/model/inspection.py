@@ -135,9 +135,10 @@ def explain(optimizer: CGGMOptimizerWrapper, forward: Callable[[], Tensor], targ
         start = time.perf_counter()
         loss = forward()
         seconds = time.perf_counter() - start
-        for report, captured in zip(reports, encoders.features(), strict=True):
-            if captured.requires_grad:
-                captured.register_hook(_note(report, "unimodal"))
+        for report, hook in zip(reports, encoders.hooks, strict=True):
+            for captured in hook.features:  # of every run of the encoder
+                if captured.requires_grad:
+                    captured.register_hook(_note(report, "unimodal"))
         optimizer.balance(loss, target).backward()
     plan = optimizer._plan
     return Explanation(
@@ -246,8 +247,6 @@ def _warnings(reports: list[EncoderReport], detached: bool) -> Iterator[str]:
             )
         if not detached and report.unimodal is None:
             yield f"encoder {name!r}: the unimodal gradient does not arrive"
-        if report.calls > 1:
-            yield f"encoder {name!r}: it ran {report.calls} times in one forward pass; only the last one is balanced"
         if 0 < report.stepped < report.parameters:
             yield (
                 f"encoder {name!r}: the optimizer has {report.stepped:,} of its {report.parameters:,} parameters; the "
