@@ -1,4 +1,4 @@
-"""Balanced training with Lightning, with automatic and with manual optimisation."""
+"""Balanced training with Lightning, with automatic and with manual optimization."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Balanced(lightning.LightningModule):
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor | None:
-        """Loss of a batch, balanced; with manual optimisation the step too."""
+        """Loss of a batch, balanced; with manual optimization the step too."""
         audio, image, target = batch
         loss = F.cross_entropy(self.model(audio, image), target)
         self.losses.append(loss.item())

@@ -162,7 +162,7 @@ def test_a_case_without_room_is_skipped(stand_ins):
 @pytest.mark.parametrize("way", models.WRAPPED)
 @pytest.mark.parametrize("optimizer", models.OPTIMIZERS)
 def test_the_ban_on_waiting_is_lifted_again(stand_ins, way, optimizer):
-    assert "no synchronisation" in steps.never_waits(way, optimizer, "cpu")
+    assert "no synchronization" in steps.never_waits(way, optimizer, "cpu")
     assert stand_ins == ["error", "default"]
 
 

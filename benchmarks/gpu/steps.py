@@ -91,7 +91,7 @@ def never_waits(way: str, optimizer: str, device: str) -> str:
             training()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return "no synchronisation in a whole step"
+    return "no synchronization in a whole step"
 
 
 def replays(way: str, optimizer: str, device: str, count: int = 20) -> dict[str, float]:

@@ -64,7 +64,7 @@ def scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) 
     """Scale every gradient by its modality's coefficient in place; return the squared norms of the results.
 
     g_s ← c[owner_s] · g_s, n_m = Σ_{s: owner_s = m} ‖g_s‖². One pass over memory for any number of tensors,
-    without synchronising with the host. A coefficient of exactly 1 changes no bit.
+    without synchronizing with the host. A coefficient of exactly 1 changes no bit.
 
     Args:
         grads: S tensors of any shapes and orders of strides, without gaps in memory; float32, bfloat16, float16

@@ -47,7 +47,7 @@ struct Chunks {
   int64_t count() const { return static_cast<int64_t>(list.size()); }
 };
 
-// An uninitialised tensor on the CPU. torch::stable::new_empty would take three times as long, looking up its operator.
+// An uninitialized tensor on the CPU. torch::stable::new_empty would take three times as long, looking up its operator.
 template <size_t kDim>
 Tensor new_empty(const int64_t (&sizes)[kDim], ScalarType dtype) {
   int64_t strides[kDim];

@@ -221,7 +221,7 @@ def accumulated(rank, order, apply):
 
 
 @pytest.mark.parametrize("order", ORDERS[:2])
-def test_accumulation_without_synchronising_equals_one_large_batch(order):
+def test_accumulation_without_synchronizing_equals_one_large_batch(order):
     results = processes.run(accumulated, 2, order, "gradient")
     same_on_all_and_as_alone(results, POLICIES["stable"], "gradient", rtol=1e-4, atol=2e-5)
 

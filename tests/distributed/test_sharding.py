@@ -178,7 +178,7 @@ def accumulated(rank):
     return whole(model)
 
 
-def test_accumulation_without_synchronising():
+def test_accumulation_without_synchronizing():
     model = small_model()
     reference, _ = steps(model, balanced(model, POLICIES["rotation"], "gradient", "sgd"), count=3)
     for values in processes.run(accumulated, 2):

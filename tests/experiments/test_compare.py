@@ -109,7 +109,7 @@ def test_the_six_views_are_complete():
     )  # as in the CSV file
 
 
-def test_uci_is_standardised_on_the_training_rows():
+def test_uci_is_standardized_on_the_training_rows():
     data = uci.load(3)
     assert [len(part.target) for part in data] == [600, 300, 1000]
     for values in data.train.inputs:
@@ -140,7 +140,7 @@ def test_nobody_is_trained_on_and_tested(seed):
     assert sum(len(part.target) for part in data) == len(subjects)
 
 
-def test_watch_windows_are_balanced_and_standardised():
+def test_watch_windows_are_balanced_and_standardized():
     data = watch.load(1)
     assert set(data.train.target.tolist()) == set(range(7))
     for values in data.train.inputs:

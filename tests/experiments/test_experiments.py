@@ -69,7 +69,7 @@ def test_data_are_small_and_carry_their_licence():
         assert needed in licence
 
 
-def test_spoken_digits_are_standardised_and_padded():
+def test_spoken_digits_are_standardized_and_padded():
     audio, digits = avdigits.spoken_digits()
     assert audio.shape == (3000, 13, 32)
     assert digits.shape == (3000,)

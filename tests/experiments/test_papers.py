@@ -87,7 +87,7 @@ def test_mosi_leaves_what_it_does_not_use(tmp_path):
     assert len(mosi.read(path).train) == 12
 
 
-def test_iemocap_is_standardised_and_shortened(tmp_path):
+def test_iemocap_is_standardized_and_shortened(tmp_path):
     folder = write_iemocap(tmp_path / "data")
     data = iemocap.read(folder, 1)
     lengths = [len(sequence) for i in range(8) for sequence in data.train[i][0]]

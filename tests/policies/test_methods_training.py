@@ -16,7 +16,7 @@ from helpers import BASES, NoHostSync, SmallModel, backward, batches, flat, smal
 
 THREE = ("audio", "image", "text")
 POLICIES = {
-    "norm equalisation": NormEqualization(),
+    "norm equalization": NormEqualization(),
     "feature pareto": FeaturePareto(),
     "dgl": DGL(),
     "mmpareto": MMPareto(),

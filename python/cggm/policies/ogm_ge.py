@@ -1,4 +1,4 @@
-"""On-the-fly gradient modulation with generalisation enhancement (Peng et al., CVPR 2022, arXiv 2203.15332)."""
+"""On-the-fly gradient modulation with generalization enhancement (Peng et al., CVPR 2022, arXiv 2203.15332)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ROUNDING = 1e-6  # equal scores must not count as ahead of each other
 
 @dataclass(frozen=True)
 class OGMGE(Coefficients):
-    """Slows the modalities that are ahead, and adds noise to the gradients to keep up generalisation.
+    """Slows the modalities that are ahead, and adds noise to the gradients to keep up generalization.
 
     `S_i` is the mean confidence of modality i in the truth, `r_i = S_i / mean_{j≠i} S_j` the discrepancy ratio.
     Encoder i's gradient is multiplied by `1 − tanh(α r_i)` where `r_i > 1`, else by 1 (section 3 of the paper, of two
-    modalities; the mean of the others is our generalisation). Then Gaussian noise of standard deviation
+    modalities; the mean of the others is our generalization). Then Gaussian noise of standard deviation
     `std(g) + 1e-8` is added to each of the encoders' gradient tensors, `std(g)` taken before the coefficient. All
     parameters of the encoders take part; the released script touches those of convolutions only.
 
@@ -30,7 +30,7 @@ class OGMGE(Coefficients):
 
     Args:
         alpha: α `>= 0`.
-        noise: generalisation enhancement; needs `apply="gradient"`.
+        noise: generalization enhancement; needs `apply="gradient"`.
         split_head: confidences from the head's columns of each modality, features concatenated in the order of
             `encoders`, instead of from the unimodal classifiers.
 

@@ -108,14 +108,14 @@ def prepare_images(
         train: rows of the training images; the statistics use no others.
         share: share of the training images' energy in the components to remove, in `[0, 1)`.
     """
-    centred = images - images[train].mean(0)
-    centred /= centred[train].std()
+    centered = images - images[train].mean(0)
+    centered /= centered[train].std()
     if share:
-        _, scales, components = np.linalg.svd(centred[train], full_matrices=False)
+        _, scales, components = np.linalg.svd(centered[train], full_matrices=False)
         energy = np.cumsum(scales**2) / np.sum(scales**2)
         leading = components[: int(np.searchsorted(energy, share)) + 1]  # [K, 64]
-        centred = centred - centred @ leading.T @ leading
-    return centred
+        centered = centered - centered @ leading.T @ leading
+    return centered
 
 
 def load(seed: int, noise: str = "demo") -> Splits:

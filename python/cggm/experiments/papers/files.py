@@ -202,7 +202,7 @@ def _kind(link: object) -> str:
 
 
 def read_image(path: Path, side: int) -> NDArray[np.float32]:
-    """An image in colour, resized to `[side, side, 3]`, from 0 to 255.
+    """An image in color, resized to `[side, side, 3]`, from 0 to 255.
 
     Raises:
         DataError: it is missing or no image.

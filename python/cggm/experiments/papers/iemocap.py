@@ -91,7 +91,7 @@ def _shorten(sequence: Tensor) -> Tensor:
     return sequence if len(sequence) <= FRAMES else F.adaptive_avg_pool1d(sequence.T, FRAMES).T
 
 
-def _standardise(sequences: dict[str, Tensor], path: Path, fold: int) -> dict[str, Tensor]:
+def _standardize(sequences: dict[str, Tensor], path: Path, fold: int) -> dict[str, Tensor]:
     width = FILES["audio"][1]
     with open_h5(path, "mean and standard deviation of the audio") as file:
         if str(fold) not in file:
@@ -115,7 +115,7 @@ def read(path: Path, fold: int) -> Data:
     parts = {part: _read_names(target, part) for part in PARTS}
     wanted = {name for names, _ in parts.values() for name in names}
     sequences = {m: _read_sequences(path / file, width, wanted) for m, (file, width) in FILES.items()}
-    sequences["audio"] = _standardise(sequences["audio"], path / AUDIO_SCALE, fold)
+    sequences["audio"] = _standardize(sequences["audio"], path / AUDIO_SCALE, fold)
     return Data(*(Utterances(list(sequences.values()), *parts[part]) for part in PARTS))
 
 

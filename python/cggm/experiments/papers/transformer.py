@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
 
 
 class _Layer(nn.Module):
-    """Self-attention and a feed-forward network, each normalised before and added after."""
+    """Self-attention and a feed-forward network, each normalized before and added after."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Dropout(sizes.embedding)
         self.layers = nn.ModuleList(_Layer(sizes) for _ in range(layers or sizes.layers))
-        self.normalise = nn.LayerNorm(sizes.width)
+        self.normalize = nn.LayerNorm(sizes.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of every position."""
@@ -69,7 +69,7 @@ class SequenceEncoder(nn.Module):
         x = self.embedding(x * math.sqrt(x.shape[-1]) + _positions(x))
         for layer in self.layers:
             x = layer(x, seen)
-        return self.normalise(x).masked_fill(padding[..., None], 0.0)
+        return self.normalize(x).masked_fill(padding[..., None], 0.0)
 
 
 def padded(x: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             axis.axvline(0, color="black", linewidth=0.8, linestyle=":")
             for i, optimizer in enumerate(optimizers):
                 chosen = [row for row in compared if (row.dataset, row.optimizer) == (name, optimizer)]
-                colour, marker = LOOKS[i % len(LOOKS)]
+                color, marker = LOOKS[i % len(LOOKS)]
                 places = [
                     methods.index(row.method) + 0.22 * (i - (len(optimizers) - 1) / 2) for row in chosen
                 ]
@@ -143,7 +143,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                     places,
                     xerr=[[0 if math.isinf(value) else max(value, 0) for value in side] for side in sides],
                     fmt=marker,
-                    color=colour,
+                    color=color,
                     markersize=4.5,
                     elinewidth=1.2,
                     label=optimizer_title(optimizer),

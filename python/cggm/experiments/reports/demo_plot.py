@@ -98,9 +98,9 @@ def _modalities(axis: Axes, histories: Sequence[History], statistic: str) -> Non
     runs = np.stack([h.statistics[statistic] for h in histories])  # [seeds, steps, M]
     per_epoch = histories[0].steps_per_epoch
     epochs = runs.reshape(len(runs), -1, per_epoch, runs.shape[2]).mean(2)  # [seeds, epochs, M]
-    centre = (np.arange(epochs.shape[1]) + 0.5) * per_epoch
+    center = (np.arange(epochs.shape[1]) + 0.5) * per_epoch
     for i, modality in enumerate(histories[0].modalities):
-        _band(axis, centre, epochs[:, :, i], MODALITY_COLOURS[i % len(MODALITY_COLOURS)], modality)
+        _band(axis, center, epochs[:, :, i], MODALITY_COLOURS[i % len(MODALITY_COLOURS)], modality)
     if statistic == "coefficients":
         axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axis.legend(loc="upper right" if statistic == "coefficients" else "lower right")
@@ -109,12 +109,12 @@ def _modalities(axis: Axes, histories: Sequence[History], statistic: str) -> Non
 def _accuracies(axis: Axes, histories: Sequence[History], method: str | None) -> None:
     """Joint training and the method, and their final difference paired by seed."""
     curves = {}
-    for name, colour in (("joint", JOINT_COLOUR), (method, METHOD_COLOUR)):
+    for name, color in (("joint", JOINT_COLOUR), (method, METHOD_COLOUR)):
         chosen = sorted((h for h in histories if h.method == name), key=lambda h: h.seed)
         if chosen:
             values = 100 * np.stack([h.accuracy for h in chosen])  # [seeds, epochs]
             steps = (np.arange(values.shape[1]) + 1) * chosen[0].steps_per_epoch
-            _band(axis, steps, values, colour, method_title(name) if name != "joint" else "joint")
+            _band(axis, steps, values, color, method_title(name) if name != "joint" else "joint")
             curves[name] = values
     if len(curves) == 2 and len(curves["joint"]) > 1:
         gain = curves[method][:, -1] - curves["joint"][:, -1]  # [seeds]
@@ -126,9 +126,9 @@ def _accuracies(axis: Axes, histories: Sequence[History], method: str | None) ->
 
 
 def _band(
-    axis: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], colour: str, label: str
+    axis: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], color: str, label: str
 ) -> None:
     """Mean and standard deviation of `values` `[seeds, len(steps)]`."""
     mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0.0
-    axis.plot(steps, mean, color=colour, label=label)
-    axis.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+    axis.plot(steps, mean, color=color, label=label)
+    axis.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
