@@ -131,7 +131,7 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         if not isinstance(active, bool):
             raise TypeError(f"active must be True or False, got {active!r}")
         self._state.plan = self._plan if active else self._plan.paused()
-        self._model.encoders.set_dropout(active)
+        self._model.encoders.set_active(active)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -215,6 +215,7 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         state.check_whole()
         if state.update is None or (state.modulated and (wait or not state.left_to_step)):
             return
+        self._model.encoders.check_outputs()
         parameters = self._model.encoders.with_gradients(state.backward_ran, self.base)
         state.drop_waiting()
         wait = wait and self._executor.can_fuse(True)

@@ -33,7 +33,7 @@ def test_losses_and_scores_are_means_over_the_passes():
         features = [model.encoders[m](x) for m, x in zip(model.modalities, view, strict=True)]
         by_hand.append(
             [
-                F.cross_entropy(classifier(x), target)
+                F.cross_entropy(classifier(x), target).detach()
                 for classifier, x in zip(model.unimodal_classifiers.children(), features, strict=True)
             ]
         )

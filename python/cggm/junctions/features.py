@@ -36,9 +36,12 @@ class Junction:
         measured: whether the squared norms of the multimodal gradient and of what `combine` makes are added up.
     """
 
+    takes_others = True  # several outputs of one encoder may pass
+
     def __init__(
         self, combine: Combine | None, *, scaled: bool, weighs_unimodal: bool = False, measured: bool = False
     ) -> None:
+        self.active = True  # False while the wrapper pauses, and the classifiers see detached features
         self.measured = measured
         self.combine = combine
         self.scaled = scaled
@@ -68,10 +71,25 @@ class Junction:
         The multimodal branch is a copy, zero in the samples that have `dropped` this modality: an in-place activation
         in the fusion then changes neither the classifier's features nor an autograd view.
         """
-        plain = self.combine is None and not self.scaled
-        if plain and (dropped is None or not saved_tensors_are_exchanged()):
+        if not self.acts and (dropped is None or not saved_tensors_are_exchanged()):
             return zero_dropped(output, dropped), output  # autograd adds the two gradients up by itself
         return _Split.apply(output, self, dropped)
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything but the plain sum of both gradients enters the encoder."""
+        return self.combine is not None or self.scaled
+
+    def pass_on(self, tensor: Tensor, dropped: Tensor | None) -> Tensor:
+        """Another output of the encoder, of which no classifier knows, as the multimodal branch of `split`."""
+        if self.acts:
+            return _PassOn.apply(tensor, self, dropped)
+        return tensor.view_as(tensor) if dropped is None else zero_dropped(tensor, dropped)
+
+    def backward_other(self, multimodal: Tensor) -> Tensor:
+        """The gradient that enters the encoder at such an output: the rule's, with no unimodal gradient."""
+        combines = self.combine is not None and self.active
+        return self.backward(multimodal, torch.zeros_like(multimodal) if combines else None)
 
     def read(self, coefficient: Tensor) -> None:
         """Take the coefficient from this 0-dimensional tensor, whatever it holds when a backward pass comes by."""
@@ -190,3 +208,15 @@ class _Split(torch.autograd.Function):
         if multimodal is not None and ctx.dropped is not None:
             multimodal = multimodal.masked_fill(ctx.dropped, 0)
         return ctx.junction.backward(multimodal, unimodal), None, None
+
+
+class _PassOn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, junction: Junction, dropped: Tensor | None) -> Tensor:
+        ctx.junction, ctx.dropped = junction, dropped
+        return zero_dropped(tensor, dropped)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradient if ctx.dropped is None else gradient.masked_fill(ctx.dropped, 0)
+        return ctx.junction.backward_other(gradient), None, None

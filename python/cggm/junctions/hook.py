@@ -12,6 +12,7 @@ from ..torch_private import recomputing
 from .dropout import DropoutMask
 from .features import Junction
 from .layouts import Layout
+from .other_outputs import OtherOutputs
 from .parameters import ParameterJunction
 from .selectors import Path, Selector, replace, select
 
@@ -49,6 +50,7 @@ class EncoderHook:
         self.inputs: tuple[Inputs, ...] = ()  # what made them, where `keep_inputs` is registered
         self.keeps_output = False
         self.output: tuple[Any, Path] | None = None  # all that the encoder put out, where `keeps_output`
+        self.others = OtherOutputs(name, junction, mask is not None)
         self.passing = False  # something stands in for the encoder: its output is left alone
 
     def __call__(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any], output: Any) -> Any:
@@ -63,6 +65,8 @@ class EncoderHook:
         if not again:
             self.features = (*self.features, unimodal) if self._model.training else (unimodal,)
             self.output = (output, path) if self.keeps_output else None
+        if path and not self.others.done:
+            return self.others.pass_on(output, path, multimodal, dropped, again)
         return replace(output, path, multimodal)
 
     def keep_inputs(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:

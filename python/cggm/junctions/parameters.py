@@ -29,10 +29,15 @@ class ParameterJunction:
     """
 
     scaled = weighs_unimodal = measured = False  # coefficients scale the parameters' combined gradients
+    acts, takes_others = True, False
 
     def __init__(self, combiner: ParameterCombiner, name: str) -> None:
         self.combiner = combiner
         self.name = name
+
+    def pass_on(self, tensor: Tensor, dropped: Tensor | None) -> Tensor:
+        """Another output of the encoder; it must not be used, and is watched for that in the first step."""
+        return tensor.view_as(tensor)
 
     @disable_dynamo
     def split(

@@ -77,7 +77,7 @@ def replace(output: Any, path: Path, features: Tensor) -> Any:
     if isinstance(output, tuple):
         items = [new if i == step else item for i, item in enumerate(output)]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-    output = copy.copy(output)
+    output = output.copy() if type(output) in (dict, list) else copy.copy(output)  # the first can be traced
     if isinstance(output, (list, Mapping)):
         output[step] = new  # type: ignore[index]
     else:

@@ -215,8 +215,19 @@ class EncoderSet:
         if rates is not None and self.mask is not None:
             self.mask.set_rates(rates)
 
-    def set_dropout(self, active: bool) -> None:
-        """Let modality dropout act, or not, from the next forward pass on."""
+    def check_outputs(self) -> None:
+        """Once, after the first backward pass: whether the model uses the outputs that were selected, and what else.
+
+        Raises:
+            RuntimeError: as `OtherOutputs.decide`.
+        """
+        for hook in self.hooks:
+            hook.others.decide(alone=hook.keeps_output)
+
+    def set_active(self, active: bool) -> None:
+        """Let dropout and combiners act, or not, from the next forward pass on."""
+        for hook in self.hooks:
+            hook.junction.active = active
         if self.mask is not None:
             self.mask.active = active
 
