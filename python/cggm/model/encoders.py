@@ -113,7 +113,7 @@ class EncoderSet:
         """Look the parameters up again at the next use."""
         self._parameters = None
 
-    def features(self, loss: Tensor) -> list[list[Tensor]]:
+    def features(self, loss: Tensor | None) -> list[list[Tensor]]:
         """Features `[runs][M]` of the forward passes that the loss comes from; `forget` them afterwards.
 
         Runs whose outputs the loss has not been made of, as those of a batch that was given up, are dropped.
@@ -127,7 +127,7 @@ class EncoderSet:
                 f"balance() found no features of {missing}: call it once after each forward pass of the model in "
                 "which every encoder runs, with gradients enabled"
             )
-        if any(len(hook.features) > 1 for hook in self.hooks):
+        if loss is not None and any(len(hook.features) > 1 for hook in self.hooks):
             self._keep_runs_of(loss)
         counts = {hook.name: len(hook.features) for hook in self.hooks}
         if len(set(counts.values())) > 1:

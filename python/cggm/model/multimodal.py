@@ -87,11 +87,11 @@ class MultimodalModel:
         complete = len(unimodal) == len(self.encoders.names)
         return (self.head_weight.grad if complete else None), unimodal
 
-    def read_features(self, loss: Tensor, target: Tensor, detach: bool) -> list[CapturedRun]:
+    def read_features(self, loss: Tensor | None, target: Tensor, detach: bool) -> list[CapturedRun]:
         """The features of every forward pass that the loss comes from, and how the classifiers read them.
 
         Args:
-            loss: the multimodal loss.
+            loss: the multimodal loss; None for the one forward pass just made, in evaluation mode.
             target: tells how many samples there are where no features do.
             detach: whether the classifiers see detached features.
 

@@ -116,8 +116,8 @@ def _features(model: MultimodalModel, batches: Batches, name: str) -> tuple[list
                     model.module(**inputs)
                 else:
                     model.module(*(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
-            captured = [x.detach() for x in model.encoders.features()]
-            for into, x, mask in zip(seen, *model.read_features(captured, target), strict=True):
+            (run,) = model.read_features(None, target, detach=True)
+            for into, x, mask in zip(seen, run.features, run.masks, strict=True):
                 into.append(_vectors(x, mask))
             targets.append(target)
             model.forget()
