@@ -116,8 +116,9 @@ def _features(model: MultimodalModel, batches: Batches, name: str) -> tuple[list
                     model.module(**inputs)
                 else:
                     model.module(*(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
-            captured = [x.detach() for x in model.encoders.features()]
-            for into, x, mask in zip(seen, *model.read_features(captured, target), strict=True):
+            any_loss = torch.zeros(())  # in evaluation mode the hooks keep one run: no loss has to tell which
+            (run,) = model.read_features(any_loss, target, detach=True)
+            for into, x, mask in zip(seen, run.features, run.masks, strict=True):
                 into.append(_vectors(x, mask))
             targets.append(target)
             model.forget()
