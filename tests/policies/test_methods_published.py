@@ -213,6 +213,23 @@ def test_tcmax_follows_the_plain_restatement(modalities, weight):
         torch.testing.assert_close(flat(model), by_hand_now, rtol=0, atol=1e-5)
 
 
+def test_tcmax_of_drawn_tuples():
+    model = small_model(THREE)
+    optimizer = wrap(model, policy=TCMax(max_rows=50, sampled=True))
+    ((inputs, target),) = batches(1, THREE, size=6)
+    features = encode(model, inputs)
+    torch.manual_seed(4)
+    outputs = fuse(model, [f[i] for f, i in zip(features, torch.randint(6, (3, 50)), strict=True)])
+    expected = outputs.exp().mean().log() - fuse(model, features)[torch.arange(6), target].mean()
+    loss = F.cross_entropy(model(*inputs), target)
+    classifiers = sum(
+        F.cross_entropy(c(f.detach()), target)
+        for c, f in zip(model.unimodal_classifiers.children(), features, strict=True)
+    )
+    torch.manual_seed(4)
+    torch.testing.assert_close(optimizer.balance(loss, target) - classifiers, expected)
+
+
 def test_tcmax_of_a_linear_head_is_a_product_of_sums():
     """The O(B) form of the paper: `exp(a_j + v_k)` summed over all pairs is the product of both sums."""
     torch.manual_seed(0)

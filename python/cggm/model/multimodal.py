@@ -103,7 +103,7 @@ class MultimodalModel:
         if len(runs) > 1 and self._watchers():
             raise RuntimeError(
                 f"this loss comes from {len(runs)} forward passes of the encoders, and this policy scores one: AGM(), "
-                "OGMGE(split_head=True) and MIMO() run or split the fusion of a single pass; take another policy, or "
+                "OGMGE(split_head=True) and TCMax() run or split the fusion of a single pass; take another policy, or "
                 "call balance() and backward() for each pass"
             )
         return [self._read(number, run, target, detach, len(runs) > 1) for number, run in enumerate(runs)]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,8 @@ class TCMax(Objective):
     Args:
         weight: share of the multimodal loss that is replaced, in `[0, 1]`.
         max_rows: the largest `B^M` that is allowed, `>= 1`.
+        sampled: where there are more, draw `max_rows` tuples from torch's random numbers, as the authors' script can,
+            instead of refusing.
 
     Raises:
         ValueError: an argument outside its range; in `balance()`, more rows than `max_rows`, outputs or targets of
@@ -41,10 +44,12 @@ class TCMax(Objective):
     weight: float = 1.0
     _: KW_ONLY
     max_rows: int = 65_536  # type: ignore[misc]
+    sampled: bool = False
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, 0.0, 1.0)
-        check_range("max_rows", self.max_rows, 1)
+        if not isinstance(self.max_rows, int) or self.max_rows < 1:
+            raise ValueError(f"max_rows must be a whole number, 1 or more, got {self.max_rows!r}")
 
     def term(self, fusion: Fusion, loss: Tensor, target: Tensor) -> Tensor:
         """`weight · (L_TC − loss)`."""
@@ -60,15 +65,19 @@ class TCMax(Objective):
                 f"TCMax() needs the {samples} samples in the first axis of all features, got "
                 f"{[list(x.shape) for x in features]}"
             )
-        if samples**modalities > self.max_rows:
+        if samples**modalities <= self.max_rows:
+            outputs = fusion(_tuples(features)).float()  # [B^M, C]
+            true = outputs[:: sum(samples**k for k in range(modalities))]  # [B, C], of what belongs together
+        elif self.sampled:
+            drawn = torch.randint(samples, (modalities, self.max_rows), device=output.device)
+            rows = [torch.cat([x, x[which.to(x.device)]]) for x, which in zip(features, drawn, strict=True)]
+            true, outputs = fusion(rows).float().tensor_split([samples])  # [B, C] and [max_rows, C]
+        else:
             raise ValueError(
                 f"TCMax() runs the fusion on {samples}^{modalities} = {samples**modalities} rows of this batch, more "
-                f"than max_rows={self.max_rows}: take smaller batches, or a larger max_rows if they fit into memory"
+                f"than max_rows={self.max_rows}: take smaller batches, a larger max_rows if they fit into memory, or "
+                "sampled=True"
             )
-        outputs = fusion(_tuples(features)).float()  # [B^M, C]
-        true = outputs[
-            :: sum(samples**k for k in range(modalities))
-        ]  # [B, C], of the tuples that belong together
         bound = F.nll_loss(true, target) + outputs.flatten().logsumexp(0) - math.log(outputs.numel())
         return self.weight * (bound - loss)
 

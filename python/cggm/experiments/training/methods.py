@@ -53,10 +53,9 @@ METHODS: Mapping[str, Method] = {
     "opm": Method(policies.OPM()),
     "mlb": Method(UnimodalLosses() + policies.MLB()),
     "mimo": Method(UnimodalLosses() + policies.MIMO()),
-    "smp": Method(
-        policies.SMP(stage_steps=190, epoch_steps=19)
-    ),  # half of 20 epochs of 1,200 samples in batches of 64
-    "tcmax": Method(policies.TCMax()),
+    # Half of 20 epochs of 1,200 samples in batches of 64, as of avdigits.
+    "smp": Method(policies.SMP(stage_steps=190, epoch_steps=19)),
+    "tcmax": Method(policies.TCMax(max_rows=4096, sampled=True)),  # all pairs of 64 samples
     "dropout": Method(policies.ModalityDropout(0.35)),
     "default": Method(policies.default_policy()),
 }
