@@ -14,25 +14,22 @@ from .deprecated import former_arguments
 from .distributed.context import DistributedContext
 from .model.encoder import read_encoders
 from .model.gradient_buffers import GradientBuffers
-from .model.inspection import Explanation, explain
 from .model.multimodal import MultimodalModel, check_model
-from .model.relearning import Batches, Relearning, relearn
 from .model.scoring import score_modalities
-from .optim import checkpoint, direction
-from .optim.base import OptimizerWrapper
+from .optim.balanced import BalancedOptimizer
 from .optim.modulation import modulate_step
 from .optim.objective import check_loss, total_loss
 from .optim.statistics import Statistics
 from .optim.step import Fused, StepExecutor
 from .optim.step_state import StepState
 from .policies import Policy, Role, default_policy
-from .policies.base import ScaleTarget, check_range
+from .policies.base import check_range
 from .policies.plan import check_distribution, check_updated, make_plan
 from .tasks import Task, find_task
 from .torch_private import disable_dynamo
 
 
-class CGGMOptimizerWrapper(OptimizerWrapper):
+class CGGMOptimizerWrapper(BalancedOptimizer):
     """Makes any optimizer balance the modalities of a multimodal model.
 
     Two lines in the training loop beside this constructor: `loss = optimizer.balance(loss, target)` between forward and
@@ -107,58 +104,6 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
         self.statistics = Statistics({})
         self._tell_junctions()
-
-    @property
-    def policy(self) -> Policy:
-        """The balancing method, as a composition of its roles."""
-        return self._plan.policy
-
-    @property
-    def scale_target(self) -> ScaleTarget | None:
-        """What the coefficients scale: `apply`, with `"auto"` resolved; None for a policy without coefficients."""
-        return self._plan.scale_at
-
-    @property
-    def active(self) -> bool:
-        """Whether the policy acts, True at first; set it from the training loop to start or stop balancing.
-
-        While False the model trains as without the wrapper, and the classifiers learn on. Not part of checkpoints.
-        """
-        return self._state.plan is self._plan
-
-    @active.setter
-    def active(self, active: bool) -> None:
-        if not isinstance(active, bool):
-            raise TypeError(f"active must be True or False, got {active!r}")
-        self._state.plan = self._plan if active else self._plan.paused()
-        self._model.encoders.set_active(active)
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities' names, in the order of every `[M]` tensor."""
-        return self._model.encoders.names
-
-    @property
-    def uses_fused_step(self) -> bool:
-        """Whether a balanced step goes through this library's kernels, which apply coefficients on the way.
-
-        `.grad` then stays as backward left it. `fused_step.unsupported_reason()` says why it cannot be.
-        """
-        return self._executor.uses_fused_step(self._plan)
-
-    def flatten_gradients(self) -> None:
-        """From now on lay all gradients out in `gradient_buffers`, every `.grad` a view, by the end of backward.
-
-        Raises:
-            ValueError: `fully_shard` or DistributedDataParallel lay them out already.
-        """
-        if self._buffers is None:
-            self._buffers = GradientBuffers(self._model.module, self._model.encoders, self._model.context)
-
-    @property
-    def gradient_buffers(self) -> tuple[Tensor, ...]:
-        """After `flatten_gradients()` all gradients, modality by modality: one `[N]` per dtype and device."""
-        return () if self._buffers is None else self._buffers.buffers()
 
     @disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
     def balance(self, loss: Tensor, target: Tensor) -> Tensor:
@@ -251,59 +196,4 @@ class CGGMOptimizerWrapper(OptimizerWrapper):
         """Clear the gradients, and forget the scores of a step that was skipped."""
         self.base.zero_grad(set_to_none=set_to_none)
         self._state.drop_done()
-        self._tell_junctions()
-
-    def explain(self, forward: Callable[[], Tensor], target: Tensor) -> Explanation:
-        """Run one batch before training, and return a table of what the wrapper found in the model, with warnings.
-
-        The model is left as it was: weights, buffers, gradients, random numbers, scores.
-
-        Args:
-            forward: runs the model on the batch and returns the multimodal loss.
-            target: the batch's target.
-        """
-        self._state.check_between_steps("explain()")
-        return explain(self, forward, target)
-
-    @disable_dynamo
-    def relearn(
-        self, train: Batches, validation: Batches, initial: Mapping[str, Tensor], strength: float = 3.0
-    ) -> Relearning:
-        """Set each encoder back towards `initial`, by its gap to unseen samples: `cggm.model.relearning.relearn`."""
-        self._state.check_between_steps("relearn()")
-        return relearn(self._model, train, validation, initial, strength)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the wrapped optimizer; encoders' new parameters are modulated from now on."""
-        super().add_param_group(param_group)
-        self._model.encoders.refresh()
-
-    def detach(self) -> None:
-        """Take the hooks, the unimodal classifiers and their parameter group off again.
-
-        The model is then as it was before, with what it has learnt, and the wrapped optimizer goes on alone.
-        """
-        self._model.detach(self.base)
-
-    def _tell_junctions(self) -> None:
-        update = self._state.update
-        if update is None:
-            self._model.encoders.set_coefficients(None, None)
-            self._model.encoders.measure_gradients(self._model.head_weight.device)
-        else:
-            self._model.encoders.set_coefficients(update.coefficients, update.unimodal_weights)
-
-    def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = self._state.state or direction.initial_state(self._plan, self._model)
-        checkpoint.add_entries(state_dict, self.base, self._model.classifiers, state)
-
-    def _load(self, state_dict: dict[str, Any]) -> None:
-        expected = direction.initial_state(self._plan, self._model)
-        classifiers = self._model.classifiers
-        plain, values, state = checkpoint.take_entries(state_dict, self.base, classifiers, expected)
-        self.base.load_state_dict(plain)
-        self._state.state = checkpoint.restore(classifiers, values, state)
-        self._fresh &= values is None
-        self._state.clear()
-        self._model.encoders.set_rates(self._state.rates)
         self._tell_junctions()

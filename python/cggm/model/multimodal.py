@@ -68,7 +68,7 @@ class MultimodalModel:
         context.adopt(self.classifiers)
         self.coalitions: CoalitionForward | None = None
         self.head_split: HeadSplit | None = None
-        if plan.objective is not None or plan.reads("responses") is not None:
+        if plan.policy.objective is not None or plan.reads("responses") is not None:
             self.coalitions = CoalitionForward(self.module, self._head_path, self.encoders)
         if plan.reads("head") is not None:
             self.head_split = HeadSplit(self.module, self._head_path)

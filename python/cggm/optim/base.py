@@ -9,7 +9,6 @@ from typing import Any
 
 from torch.optim import LBFGS, Adagrad, Muon, Optimizer, SparseAdam
 
-from ..deprecated import warn_renamed
 from ..torch_private import HOOK_TABLES, is_watched
 from .fused import FusedStep
 
@@ -75,17 +74,6 @@ class OptimizerWrapper(Optimizer):
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         """The wrapped optimizer's defaults."""
         return self.base.defaults
-
-    @property
-    def uses_fused_step(self) -> bool:
-        """Whether the next step goes through this library's kernels; `fused_step.unsupported_reason()` says why not."""
-        return self.fused_step.unsupported_reason() is None
-
-    @property
-    def folded(self) -> bool:
-        """The former name of `uses_fused_step`."""
-        warn_renamed("optimizer.folded", "optimizer.uses_fused_step")
-        return self.uses_fused_step
 
     @property
     def max_norm(self) -> float | None:

@@ -44,8 +44,8 @@ def total_loss(
         target: the batch's target.
     """
     plan, update = state.plan, state.update
-    if plan.objective is not None:
-        loss = loss + plan.objective.term(model.coalitions, loss, target)
+    if plan.policy.objective is not None:
+        loss = loss + plan.policy.objective.term(model.coalitions, loss, target)
     total = loss + scores.unimodal
     term = direction.loss_term(plan.direction, model, (loss, scores.unimodal), update.weights, state.state)
     total = total if term is None else total + term

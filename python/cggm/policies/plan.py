@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .base import Policy, Role, ScaleTarget
-from .roles import Coefficients, Combiner, Dropout, Objective
+from .roles import Coefficients, Combiner, Dropout
 from .unimodal import UnimodalLosses
 
 #: Optimizers whose update is linear in the gradient, by the names of their classes and of those they inherit from. Any
@@ -48,12 +48,12 @@ class Plan:
 
     @property
     def coefficients(self) -> Coefficients | None:
-        """The role that makes coefficients."""
+        """The policy's coefficients."""
         return self.policy.coefficients
 
     @property
     def combiner(self) -> Combiner | None:
-        """The role that combines the multimodal and the unimodal gradient."""
+        """The policy's combiner."""
         return self.policy.combiner
 
     @property
@@ -61,11 +61,6 @@ class Plan:
         """The role that drops modalities, unless it never does."""
         dropout = self.policy.dropout
         return None if dropout is None or not (dropout.adaptive or any(dropout.rates(2))) else dropout
-
-    @property
-    def objective(self) -> Objective | None:
-        """The role that adds a loss."""
-        return self.policy.objective
 
     @property
     def detaches_features(self) -> bool:
@@ -196,7 +191,7 @@ def check_distribution(plan: Plan, context: Any) -> None:
     Raises:
         ValueError: the policy needs whole gradients or weights, and every process has a part.
     """
-    again = plan.reads("responses") or plan.objective
+    again = plan.reads("responses") or plan.policy.objective
     if context.sharded and again is not None:
         raise ValueError(
             f"policy: {type(again).__name__}() runs the fusion again after the forward pass, when fully_shard() has "
