@@ -51,6 +51,11 @@ class EncoderSet:
             several = isinstance(encoder.module, (list, tuple))
             wanted = encoder.module if several else [encoder.module]
             found = [find_module(model, module, f"encoders[{name!r}]") for module in wanted]
+            if len(found) > 1 and plan.combines_at_parameters:
+                raise ValueError(
+                    f"encoders[{name!r}] is made of {len(found)} modules, and MMPareto() needs one: put them into one "
+                    "module, or use FeaturePareto()"
+                )
             self.paths[name] = tuple(path for path, _ in found)
             layout = encoder.read_layout() or layout_of(found[-1][1], encoder.output not in (None, 0))
             self.layouts[name] = layout
