@@ -119,9 +119,7 @@ class EncoderSet:
         self._parameters = None
 
     def features(self, loss: Tensor | None) -> list[list[Tensor]]:
-        """Features `[runs][M]` of the forward passes that the loss comes from; `forget` them afterwards.
-
-        Runs whose outputs the loss has not been made of, as those of a batch that was given up, are dropped.
+        """Features `[runs][M]` of the forward passes that the loss was made of; `forget` them afterwards.
 
         Raises:
             RuntimeError: an encoder has not run since, or not with gradients enabled, or more often than another.
@@ -150,9 +148,7 @@ class EncoderSet:
         ]
         longest = max(kept, key=len)
         for hook, numbers in zip(self.hooks, kept, strict=True):
-            if all(
-                x.grad_fn is None for x in hook.features
-            ):  # a frozen encoder: its runs go with the others'
+            if all(x.grad_fn is None for x in hook.features):  # frozen: its runs go with the others'
                 numbers = range(max(len(hook.features) - len(longest), 0), len(hook.features))
             if hook.keeps_output and numbers[-1] != len(hook.features) - 1:
                 raise RuntimeError(
