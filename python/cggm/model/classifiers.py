@@ -16,8 +16,7 @@ from .lookup import submodule
 #: The name of the submodule that holds the classifiers on the user's model.
 ATTACHED = "unimodal_classifiers"
 
-#: The end of the name of a default classifier's weight whose width is a guess until the first forward pass.
-GUESSED = ".hidden.weight"
+_DEFAULT = (UnimodalClassifier, UnimodalMapClassifier)
 
 
 class UnimodalClassifiers(nn.Module):
@@ -69,9 +68,15 @@ class UnimodalClassifiers(nn.Module):
         """The M output layers' weights, each of the head's shape."""
         return [submodule(self, path).weight for path in self._outputs]
 
+    def guessed_weights(self) -> set[str]:
+        """Names of the default classifiers' weights whose width is a guess until the first forward pass."""
+        return {
+            f"{name}.hidden.weight" for name, child in self.named_children() if isinstance(child, _DEFAULT)
+        }
+
 
 def _check_width(name: str, classifier: nn.Module, features: Tensor, fit: bool) -> None:
-    if not isinstance(classifier, (UnimodalClassifier, UnimodalMapClassifier)):
+    if not isinstance(classifier, _DEFAULT):
         return
     channels_first = features.ndim > 3 or isinstance(classifier, UnimodalMapClassifier)
     width = features.shape[1] if channels_first else features.shape[-1]

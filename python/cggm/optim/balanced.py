@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..deprecated import warn_renamed
@@ -134,13 +135,12 @@ class BalancedOptimizer(OptimizerWrapper):
         state = self._state.state or direction.initial_state(self._plan, self._model)
         checkpoint.add_entries(state_dict, self.base, self._model.classifiers, state)
 
+    @torch.inference_mode(False)  # what is made under inference mode cannot be updated outside of it
     def _load(self, state_dict: dict[str, Any]) -> None:
-        expected = direction.initial_state(self._plan, self._model)
-        classifiers = self._model.classifiers
-        plain, values, state = checkpoint.take_entries(state_dict, self.base, classifiers, expected)
-        self.base.load_state_dict(plain)
-        self._state.state = checkpoint.restore(classifiers, values, state)
-        self._fresh &= values is None
+        classifiers, expected = self._model.classifiers, direction.initial_state(self._plan, self._model)
+        entries = checkpoint.take_entries(state_dict, self.base, classifiers, expected, self._fresh)
+        self._state.state = checkpoint.restore(self.base, classifiers, *entries)
+        self._fresh &= entries[1] is None
         self._state.clear()
         self._model.encoders.set_rates(self._state.rates)
         self._tell_junctions()

@@ -10,6 +10,7 @@ from typing import Any
 from torch.optim import LBFGS, Adagrad, Muon, Optimizer, SparseAdam
 
 from ..torch_private import HOOK_TABLES, is_watched
+from .checkpoint_checks import check_containers
 from .fused import FusedStep
 
 # Optimizers that cannot drive the classifiers' parameters, and what to do instead.
@@ -113,11 +114,12 @@ class OptimizerWrapper(Optimizer):
         """Load what `state_dict()` returned. An error changes nothing.
 
         Args:
-            state_dict: left alone.
+            state_dict: left alone. NaN is loaded as any other number.
 
         Raises:
-            ValueError: a field is missing or does not fit.
+            TypeError, ValueError: a field is missing or does not fit; the message names it.
         """
+        check_containers(state_dict)
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)

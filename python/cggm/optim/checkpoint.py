@@ -13,16 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..model.classifiers import GUESSED
+from ..model.classifiers import UnimodalClassifiers
 from ..policies.base import State
+from .checkpoint_checks import check_containers, check_groups, check_values, load_base
 from .step_state import COMBINER
 
 _VALUE = "unimodal_classifier"  # a classifier parameter's own value
+_MODALITIES = (
+    "modalities"  # their names, joined by commas, as bytes; in the state of the first classifier parameter
+)
 _POLICY = "policy."  # prefix of the policy's tensors, in the state of the first classifier parameter
 
 
 def add_entries(
-    state_dict: dict[str, Any], optimizer: Optimizer, classifiers: nn.Module, policy: State
+    state_dict: dict[str, Any], optimizer: Optimizer, classifiers: UnimodalClassifiers, policy: State
 ) -> None:
     """Write the classifiers' values and the policy's state into the state dict that `optimizer` just made."""
     keys = _keys(state_dict)
@@ -32,11 +36,17 @@ def add_entries(
             **state_dict["state"].get(keys[place], {}),
             _VALUE: value.detach(),
         }
-    state_dict["state"][keys[places[0]]] |= {_POLICY + name: tensor for name, tensor in policy.items()}
+    names = torch.tensor(list(_names(classifiers).encode()), dtype=torch.uint8, device=value.device)
+    first = state_dict["state"][keys[places[0]]]
+    first |= {_MODALITIES: names} | {_POLICY + name: tensor for name, tensor in policy.items()}
 
 
 def take_entries(
-    state_dict: dict[str, Any], optimizer: Optimizer, classifiers: nn.Module, expected: State
+    state_dict: dict[str, Any],
+    optimizer: Optimizer,
+    classifiers: UnimodalClassifiers,
+    expected: State,
+    fresh: bool,
 ) -> tuple[dict[str, Any], list[Tensor] | None, State]:
     """Split a state dict into the wrapped optimizer's own, the classifiers' values and the policy's state.
 
@@ -47,54 +57,75 @@ def take_entries(
         optimizer: the wrapped one.
         classifiers: the unimodal classifiers.
         expected: the policy's state before the first step, for its names and shapes.
+        fresh: whether the width that a default classifier guessed may still change.
 
     Raises:
-        ValueError: a missing or misshapen entry. Nothing has been changed then.
+        TypeError, ValueError: a missing entry, or one that does not fit. Nothing has been changed then.
     """
-    for field in ("state", "param_groups"):
-        if field not in state_dict:
-            raise ValueError(
-                f"state_dict has no field {field!r}; pass what the optimizer's state_dict() returned"
-            )
+    check_containers(state_dict)
     own = optimizer.param_groups[-1]
     fewer = len(state_dict["param_groups"]) == len(optimizer.param_groups) - 1
     if fewer and set(own["params"]) <= set(classifiers.parameters()) and not _holders(state_dict):
-        return _with_group(state_dict, own), None, expected
+        plain = _with_group(state_dict, own)
+        check_groups(plain["param_groups"], optimizer)
+        return plain, None, expected
+    check_groups(state_dict["param_groups"], optimizer)
     keys = _keys(state_dict)
     plain = {**state_dict, "state": dict(state_dict["state"])}
     values: list[Tensor] = []
-    policy: State = {}
+    further: State = {}
+    guessed = classifiers.guessed_weights() if fresh else set()
     for place, (name, parameter) in zip(
         _places(optimizer, classifiers), classifiers.named_parameters(), strict=True
     ):
-        entry = plain["state"].pop(keys[place], {}) if place < len(keys) else {}
-        if not isinstance(entry.get(_VALUE), Tensor):
+        entry = plain["state"].pop(keys[place], {})
+        if _VALUE not in entry:
             raise ValueError(
                 f"state_dict has no {_VALUE!r} for the unimodal classifiers' parameter {name!r}: it was not saved "
                 "by this wrapper with the same modalities and classifiers, or loaded with "
                 "flatten_optimizer_state_dict=True, which drops it"
             )
-        if entry[_VALUE].shape != parameter.shape and not name.endswith(GUESSED):
-            raise ValueError(
-                f"state_dict: the unimodal classifiers' parameter {name!r} was saved as "
-                f"{list(entry[_VALUE].shape)}, but is {list(parameter.shape)} here"
-            )
+        what = f"the unimodal classifiers' parameter {name!r}"
+        check_values(what, entry[_VALUE], parameter, any_width=name in guessed)
         values.append(entry[_VALUE])
-        policy |= {k.removeprefix(_POLICY): v for k, v in entry.items() if k.startswith(_POLICY)}
-        rest = {k: v for k, v in entry.items() if k != _VALUE and not k.startswith(_POLICY)}
+        ours = {k for k in entry if k in (_VALUE, _MODALITIES) or k.startswith(_POLICY)}
+        further |= {k: entry[k] for k in ours}
+        rest = {k: v for k, v in entry.items() if k not in ours}
         if rest:
             plain["state"][keys[place]] = rest
-    for name, fresh in expected.items():
+    _check_names(further.get(_MODALITIES), _names(classifiers))
+    policy = {k.removeprefix(_POLICY): v for k, v in further.items() if k.startswith(_POLICY)}
+    for name, initial in expected.items():
         if name.startswith(COMBINER):  # of a policy whose combiner had no state when this was saved
-            policy.setdefault(name, fresh)
+            policy.setdefault(name, initial)
     for name in sorted(expected.keys() | policy.keys()):
-        saved, here = (list(state[name].shape) if name in state else None for state in (policy, expected))
-        if saved != here:
+        if name not in expected or name not in policy:
+            saved, here = (list(state[name].shape) if name in state else None for state in (policy, expected))
             raise ValueError(
                 f"state_dict: {_POLICY + name!r} was saved as {saved}, but is {here} here (None: there is none); it "
-                "was saved with another policy or other modalities"
+                "was saved with another policy"
             )
+    for name, tensor in expected.items():
+        check_values(repr(_POLICY + name), policy[name], tensor)
     return plain, values, {name: tensor.to(expected[name].dtype) for name, tensor in policy.items()}
+
+
+def _check_names(saved: Tensor | None, here: str) -> None:
+    """Refuse other modalities, or another order of them: every `[M]` tensor of the policy is in that order."""
+    if saved is None:  # an older version's
+        return
+    if not isinstance(saved, Tensor) or saved.dtype != torch.uint8 or saved.is_meta:
+        raise TypeError(f"state_dict: {_MODALITIES!r} must be a tensor of bytes, got {saved!r}")
+    there = bytes(saved.tolist()).decode(errors="replace")
+    if there != here:
+        raise ValueError(
+            f"state_dict was saved with modalities {there.split(',')}, but they are {here.split(',')} here; pass "
+            "encoders with the same names in the same order"
+        )
+
+
+def _names(classifiers: nn.Module) -> str:
+    return ",".join(name for name, _ in classifiers.named_children())
 
 
 def plain_state_dict(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -127,14 +158,28 @@ def _with_group(state_dict: dict[str, Any], group: dict[str, Any]) -> dict[str, 
 
 
 @torch.no_grad()
-def restore(classifiers: nn.Module, values: Sequence[Tensor] | None, policy: State) -> State:
-    """Copy saved values into the classifiers, whose parameters stay the same objects; returns the policy's state."""
+def restore(
+    optimizer: Optimizer,
+    classifiers: nn.Module,
+    plain: dict[str, Any],
+    values: Sequence[Tensor] | None,
+    policy: State,
+) -> State:
+    """Load what `take_entries` returned; the classifiers' parameters stay the same objects.
+
+    Returns:
+        The policy's state.
+    """
     own = list(classifiers.parameters())
-    for parameter, value in zip(own, own if values is None else values, strict=True):
-        if parameter.shape != value.shape:  # the width that a default classifier had guessed
-            parameter.data = parameter.new_empty(value.shape)
+    values = own if values is None else values
+    wider = {p: p.new_empty(v.shape) for p, v in zip(own, values, strict=True) if p.shape != v.shape}
+    state = {name: tensor.to(own[0].device, copy=True) for name, tensor in policy.items()}
+    load_base(optimizer, plain)
+    for parameter, value in zip(own, values, strict=True):
+        if parameter in wider:  # its width was a guess
+            parameter.data = wider[parameter]
         parameter.copy_(value)
-    return {name: tensor.to(parameter.device, copy=True) for name, tensor in policy.items()}
+    return state
 
 
 def _keys(state_dict: dict[str, Any]) -> list[Any]:
