@@ -159,8 +159,8 @@ class CoalitionForward:
 def in_evaluation(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; afterwards each of its modules in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, mode in modes:

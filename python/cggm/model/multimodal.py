@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from ..distributed.context import DistributedContext
@@ -54,11 +55,13 @@ class MultimodalModel:
     ) -> None:
         self.module = check_model(model)
         self._head_path, found = find_module(self.module, head, "head")
-        _check_head(found, self._head_path)
         self.encoders = EncoderSet(self.module, encoders, plan)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
-        self.classifiers: UnimodalClassifiers = build_classifiers(choices, modules, found)
+        with parametrize.cached():  # a spectral norm would take a step at every read of the weight
+            _check_head(found, self._head_path)
+            self.classifiers: UnimodalClassifiers = build_classifiers(choices, modules, found)
+            _check_direction(plan, found, self._head_path)
         children = self.classifiers.named_children()
         self.readers = [
             FeatureReader(name, encoders[name], self.encoders.layouts[name], child)
@@ -75,8 +78,8 @@ class MultimodalModel:
 
     @property
     def head_weight(self) -> Tensor:
-        """The head's weight, `[C, H]`."""
-        return submodule(self.module, self._head_path).weight
+        """The head's weight `[C, H]`; where it is computed, the parameter of that size that it is computed from."""
+        return _stored_weight(submodule(self.module, self._head_path))
 
     def head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of the head's weight and of the classifiers' output weights, each of the head's shape.
@@ -85,7 +88,8 @@ class MultimodalModel:
         """
         unimodal = [w.grad for w in self.classifiers.output_weights() if w.grad is not None]
         complete = len(unimodal) == len(self.encoders.names)
-        return (self.head_weight.grad if complete else None), unimodal
+        weight = dict(submodule(self.module, self._head_path).named_parameters(recurse=False)).get("weight")
+        return (weight.grad if complete and weight is not None else None), unimodal
 
     def read_features(self, loss: Tensor | None, target: Tensor, detach: bool) -> list[CapturedRun]:
         """The features of every forward pass that the loss comes from, and how the classifiers read them.
@@ -206,6 +210,23 @@ def check_model(model: nn.Module) -> nn.Module:
     if hasattr(model, ATTACHED):
         raise ValueError(f"model already carries {ATTACHED}: call detach() on its former wrapper first")
     return model
+
+
+def _stored_weight(head: nn.Module) -> Tensor:
+    """The head's weight, or the largest parameter behind it: reading a computed weight computes it anew."""
+    own = list(head.parameters(recurse=False))
+    if parametrize.is_parametrized(head, "weight"):
+        own = list(head.parametrizations.weight.parameters(recurse=False))
+    weight = dict(head.named_parameters(recurse=False)).get("weight")
+    return max(own, key=Tensor.numel) if weight is None else weight
+
+
+def _check_direction(plan: Plan, head: nn.Module, path: str) -> None:
+    if plan.direction is not None and "weight" not in dict(head.named_parameters(recurse=False)):
+        raise ValueError(
+            f"head: the weight of {path!r} is computed from other parameters (weight norm, spectral norm), so that its "
+            "gradient cannot be turned: pass CGGM(lam=0), or a head with a weight of its own"
+        )
 
 
 def _check_head(head: nn.Module, path: str) -> None:

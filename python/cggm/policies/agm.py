@@ -75,7 +75,10 @@ class AGM(Coefficients):
 
     def initial_state(self, scores: Tensor) -> State:
         """Running means 0, no step taken."""
-        return {"means": torch.zeros_like(scores), "steps": torch.zeros((), device=scores.device)}
+        return {
+            "means": torch.zeros_like(scores),
+            "steps": torch.zeros((), dtype=torch.float32, device=scores.device),
+        }
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
         """Coefficients from `−s_i` and the running means before this step, in which it is then counted.

@@ -146,7 +146,7 @@ class CGGM(Coefficients):
         return {
             "scores": torch.zeros_like(scores, dtype=None if self.stable else torch.float64),  # [M], smoothed
             "weights": torch.ones_like(scores, dtype=torch.float32),  # [M], smoothed balancing terms
-            "steps": torch.zeros((), device=scores.device),
+            "steps": torch.zeros((), dtype=torch.float32, device=scores.device),
         }
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:

@@ -14,8 +14,9 @@ class ModalityDropout(Dropout):
 
     A sample loses one modality, each with probability `p / M`, or none: never all. The unimodal classifiers see
     the features as they are. Off in evaluation mode of the model; the draws come from torch's global random
-    numbers (`torch.manual_seed`), one per sample of a forward pass, shared by all encoders. The samples are the features'
-    first axis unless `Encoder(layout=...)` says otherwise. Adds to every policy: `UnimodalLosses() + ModalityDropout(0.35)`.
+    numbers (`torch.manual_seed`), one per sample of a forward pass, shared by all encoders. The samples are the first
+    axis of the features unless `Encoder(layout=...)` says otherwise. It adds to every policy, as in `UnimodalLosses() +
+    ModalityDropout(0.35)`.
 
     Args:
         p: probability in `[0, 1]`.

@@ -49,7 +49,7 @@ class SMP(Coefficients):
         return {
             "sums": torch.zeros_like(scores),  # [M], of this epoch's scores
             "last": torch.zeros_like(scores),  # [M], the sums of the last finished epoch
-            "steps": torch.zeros((), device=scores.device),
+            "steps": torch.zeros((), dtype=torch.float32, device=scores.device),
         }
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
