@@ -237,3 +237,36 @@ def test_a_task_of_ones_own():
     backward(model, optimizer, inputs, target)
     optimizer.step()
     assert optimizer.statistics["scores"].shape == (2,)
+
+
+@pytest.mark.parametrize("head", ["encoders.audio.2", "encoders.audio"])
+def test_a_head_inside_an_encoder_is_refused(head):
+    with pytest.raises(
+        ValueError, match=r"head: '.*' belongs to encoder 'audio' .* has to come after the fusion"
+    ):
+        wrap(small_model(), head=head)
+
+
+def test_weights_that_an_encoder_shares_with_the_fusion_are_refused():
+    model = small_model()
+    model.fusion.bias = None
+    model.encoders["audio"][2].tied = nn.Linear(8, 8)
+    model.fusion.weight = model.encoders["audio"][2].tied.weight
+    with pytest.raises(
+        ValueError, match=r"fusion.weight belongs to encoder 'audio', too, .* untie the weights"
+    ):
+        wrap(model)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), "0.1"])
+def test_a_learning_rate_of_the_classifiers_that_cannot_be_is_refused(value):
+    with pytest.raises(ValueError, match=r"classifier_lr must be a number in \[0, inf\)"):
+        wrap(small_model(), classifier_lr=value)
+
+
+@pytest.mark.parametrize("value", ["off", 0, None])
+def test_active_is_a_bool(value):
+    optimizer = wrap(small_model())
+    with pytest.raises(TypeError, match="active must be True or False"):
+        optimizer.active = value
+    assert optimizer.active is True

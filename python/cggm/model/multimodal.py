@@ -56,6 +56,7 @@ class MultimodalModel:
         self.module = check_model(model)
         self._head_path, found = find_module(self.module, head, "head")
         self.encoders = EncoderSet(self.module, encoders, plan)
+        _check_apart(self.module, self.encoders, self._head_path)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
         with parametrize.cached():  # a spectral norm would take a step at every read of the weight
@@ -210,6 +211,26 @@ def check_model(model: nn.Module) -> nn.Module:
     if hasattr(model, ATTACHED):
         raise ValueError(f"model already carries {ATTACHED}: call detach() on its former wrapper first")
     return model
+
+
+def _check_apart(module: nn.Module, encoders: EncoderSet, head_path: str) -> None:
+    """Refuse a head inside an encoder, and weights that an encoder has in common with the rest of the model."""
+    paths = [(path, name) for name, parts in encoders.paths.items() for path in parts]
+    for path, name in paths:
+        if f"{head_path}.".startswith(f"{path}."):
+            raise ValueError(
+                f"head: {head_path!r} belongs to encoder {name!r} ({path!r}), but it has to come after the fusion: "
+                "name the model's output layer, and as encoders only what comes before the fusion"
+            )
+    owned = dict(encoders.encoder_parameters())
+    for key, parameter in module.named_parameters(remove_duplicate=False):
+        inside = any(key.startswith(f"{path}.") for path, _ in paths)
+        if parameter in owned and not inside:
+            raise ValueError(
+                f"a parameter is shared: {key} belongs to encoder {encoders.names[owned[parameter]]!r}, too, whose "
+                "coefficient would also scale what the rest of the model learns; untie the weights, or name as the "
+                "encoder only the modules that the modality has for itself"
+            )
 
 
 def _stored_weight(head: nn.Module) -> Tensor:
