@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from .deprecated import former_arguments
 from .distributed.context import DistributedContext
+from .model.checks import check_model
 from .model.encoder import read_encoders
 from .model.gradient_buffers import GradientBuffers
-from .model.multimodal import MultimodalModel, check_model
+from .model.multimodal import MultimodalModel
 from .model.scoring import score_modalities
 from .optim.balanced import BalancedOptimizer
 from .optim.modulation import modulate_step
@@ -102,6 +103,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._buffers: GradientBuffers | None = None
         self._diagnostics: Mapping[str, Tensor] = {}
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
+        self._unbalanced = 0
         self.statistics = Statistics({})
         self._tell_junctions()
 
@@ -183,6 +185,8 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             RuntimeError: as `modulate()`; `fused=True` around an optimizer that the kernels cannot step.
         """
         state = self._state
+        if closure is None:
+            self._notice_unbalanced()
         result = self._executor.step(state, closure, self._modulate)
         self._model.forget()  # forward passes that were not balanced
         if state.update is not None:

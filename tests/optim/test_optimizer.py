@@ -387,3 +387,28 @@ def test_an_empty_micro_batch_leaves_the_scores_alone():
         coefficients.append(optimizer._state.update.coefficients.clone())
     assert torch.isfinite(optimizer._state.scores).all()
     assert torch.equal(*coefficients)
+
+
+def joint_steps(model, optimizer, steps):
+    for inputs, target in batches(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(*inputs), target).backward()
+        optimizer.step()
+
+
+def test_a_forgotten_balance_is_told_once_after_three_steps():
+    model = small_model()
+    optimizer = wrap(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        joint_steps(model, optimizer, 2)
+        train(model, optimizer, steps=1)
+        joint_steps(model, optimizer, 2)
+        optimizer.active = False
+        joint_steps(model, optimizer, 5)
+    optimizer.active = True
+    with pytest.warns(
+        UserWarning, match=r"ran in 3 steps without balance\(\).* optimizer.active = False"
+    ) as told:
+        joint_steps(model, optimizer, 8)
+    assert len(told) == 1

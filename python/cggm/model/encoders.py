@@ -15,6 +15,7 @@ from ..junctions.features import make_junctions
 from ..junctions.hook import EncoderHook
 from ..junctions.layouts import Layout, layout_of
 from ..policies.plan import Plan
+from .checks import check_disjoint
 from .encoder import Encoder
 from .lookup import find_module, reached, submodule, unwrap
 
@@ -62,7 +63,7 @@ class EncoderSet:
             sized = layout if isinstance(layout, Layout) else None
             self.hooks.append(EncoderHook(name, encoder.output, junction, self.mask, sized, model))
         self._takes_inputs = [callable(e.layout) or e.mask is not None for e in encoders.values()]
-        self._check_disjoint()
+        check_disjoint(self.paths, dict(zip(self.names, self.parts(), strict=True)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}  # the junctions' views would become copies
@@ -158,6 +159,10 @@ class EncoderSet:
         if self.mask is not None and all(numbers == longest for numbers in kept):
             self.mask.keep_draws(longest)
 
+    def have_run(self) -> bool:
+        """Whether the encoders ran, with gradients, since their features were last forgotten."""
+        return any(hook.features for hook in self.hooks)
+
     def forget(self) -> None:
         """Drop captured features, and with them the graph of the last forward pass."""
         for hook in self.hooks:
@@ -237,15 +242,3 @@ class EncoderSet:
         self.forget()
         for handle in self._handles:
             handle.remove()
-
-    def _check_disjoint(self) -> None:
-        seen: dict[Tensor, tuple[str, str]] = {}
-        for name, modules in zip(self.names, self.parts(), strict=True):
-            for path, module in zip(self.paths[name], modules, strict=True):
-                for key, parameter in module.named_parameters():
-                    other, place = seen.setdefault(parameter, (name, f"{path}.{key}"))
-                    if other != name:
-                        raise ValueError(
-                            f"a parameter is shared: {path}.{key} of {name!r} is {place} of {other!r}, and one "
-                            "gradient cannot have two coefficients; name as encoders only the parts of one modality"
-                        )

@@ -103,9 +103,7 @@ class Explanation:
 
 
 def explain(optimizer: CGGMOptimizerWrapper, forward: Callable[[], Tensor], target: Tensor) -> Explanation:
-    """Run one batch through the wrapper, and tell what it finds; the model is left as it was.
-
-    Weights, buffers, gradients, random numbers, scores and coefficients are the same afterwards.
+    """Run one batch through the wrapper, and tell what it finds; model, gradients and scores stay as they were.
 
     Args:
         optimizer: the wrapper, before training or between two steps.
@@ -194,7 +192,8 @@ def _watching(encoders: Any, reports: list[EncoderReport]) -> Iterator[None]:
             report.seconds += time.perf_counter() - starts.pop()
             report.calls += 1
             features, path = select(output, hook.selector, hook.name)
-            report.features = f"{_as_output(path)}{list(features.shape)}"
+            where = f"output={as_selector(path)!r} " if path else ""
+            report.features = f"{where}{list(features.shape)}"
             if features.requires_grad:
                 features.register_hook(_note(report, "multimodal"))
             for other, tensor in floating_tensors(output):
@@ -224,10 +223,6 @@ def _note_other(report: EncoderReport, selector: Any, gradient: Tensor | None) -
 
 def _arrived(norm: float | None) -> str:
     return "none" if norm is None else f"{norm:.3g}"
-
-
-def _as_output(path: Any) -> str:
-    return f"output={as_selector(path)!r} " if path else ""
 
 
 def _warnings(reports: list[EncoderReport], detached: bool) -> Iterator[str]:

@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 
 from ..distributed.context import DistributedContext
 from ..policies.plan import Plan
+from .checks import check_apart, check_direction, check_head, check_model, stored_weight
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
 from .coalitions import CoalitionForward
 from .encoder import Encoder
 from .encoders import EncoderSet
 from .head_split import HeadSplit
-from .lookup import find_module, submodule, unwrap
+from .lookup import find_module, submodule
 from .reading import FeatureReader
 
 
@@ -56,13 +57,13 @@ class MultimodalModel:
         self.module = check_model(model)
         self._head_path, found = find_module(self.module, head, "head")
         self.encoders = EncoderSet(self.module, encoders, plan)
-        _check_apart(self.module, self.encoders, self._head_path)
+        check_apart(self.module, self.encoders, self._head_path)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
         with parametrize.cached():  # a spectral norm would take a step at every read of the weight
-            _check_head(found, self._head_path)
+            check_head(found, self._head_path)
             self.classifiers: UnimodalClassifiers = build_classifiers(choices, modules, found)
-            _check_direction(plan, found, self._head_path)
+            check_direction(plan, found, self._head_path)
         children = self.classifiers.named_children()
         self.readers = [
             FeatureReader(name, encoders[name], self.encoders.layouts[name], child)
@@ -80,7 +81,7 @@ class MultimodalModel:
     @property
     def head_weight(self) -> Tensor:
         """The head's weight `[C, H]`; where it is computed, the parameter of that size that it is computed from."""
-        return _stored_weight(submodule(self.module, self._head_path))
+        return stored_weight(submodule(self.module, self._head_path))
 
     def head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of the head's weight and of the classifiers' output weights, each of the head's shape.
@@ -191,69 +192,3 @@ class MultimodalModel:
     def _own(self) -> set[Tensor]:
         """The classifiers' parameters that are not the model's anyway; to be asked while they are not attached."""
         return set(self.classifiers.parameters()) - set(self.module.parameters())
-
-
-def check_model(model: nn.Module) -> nn.Module:
-    """The user's own module.
-
-    Raises:
-        TypeError: not a module, or one that cannot carry attached classifiers.
-        ValueError: it carries some already.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    model = unwrap(model)
-    if isinstance(model, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        raise TypeError(
-            f"model is an {type(model).__name__}, whose own children would include the attached classifiers; "
-            "make it an attribute of a module of your own"
-        )
-    if hasattr(model, ATTACHED):
-        raise ValueError(f"model already carries {ATTACHED}: call detach() on its former wrapper first")
-    return model
-
-
-def _check_apart(module: nn.Module, encoders: EncoderSet, head_path: str) -> None:
-    """Refuse a head inside an encoder, and weights that an encoder has in common with the rest of the model."""
-    paths = [(path, name) for name, parts in encoders.paths.items() for path in parts]
-    for path, name in paths:
-        if f"{head_path}.".startswith(f"{path}."):
-            raise ValueError(
-                f"head: {head_path!r} belongs to encoder {name!r} ({path!r}), but it has to come after the fusion: "
-                "name the model's output layer, and as encoders only what comes before the fusion"
-            )
-    owned = dict(encoders.encoder_parameters())
-    for key, parameter in module.named_parameters(remove_duplicate=False):
-        inside = any(key.startswith(f"{path}.") for path, _ in paths)
-        if parameter in owned and not inside:
-            raise ValueError(
-                f"a parameter is shared: {key} belongs to encoder {encoders.names[owned[parameter]]!r}, too, whose "
-                "coefficient would also scale what the rest of the model learns; untie the weights, or name as the "
-                "encoder only the modules that the modality has for itself"
-            )
-
-
-def _stored_weight(head: nn.Module) -> Tensor:
-    """The head's weight, or the largest parameter behind it: reading a computed weight computes it anew."""
-    own = list(head.parameters(recurse=False))
-    if parametrize.is_parametrized(head, "weight"):
-        own = list(head.parametrizations.weight.parameters(recurse=False))
-    weight = dict(head.named_parameters(recurse=False)).get("weight")
-    return max(own, key=Tensor.numel) if weight is None else weight
-
-
-def _check_direction(plan: Plan, head: nn.Module, path: str) -> None:
-    if plan.direction is not None and "weight" not in dict(head.named_parameters(recurse=False)):
-        raise ValueError(
-            f"head: the weight of {path!r} is computed from other parameters (weight norm, spectral norm), so that its "
-            "gradient cannot be turned: pass CGGM(lam=0), or a head with a weight of its own"
-        )
-
-
-def _check_head(head: nn.Module, path: str) -> None:
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim < 2:
-        raise ValueError(
-            f"head: {path!r} is a {type(head).__name__} without a weight matrix; name the fusion's output layer "
-            "(an nn.Linear, say), not the block around it"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ from .base import OptimizerWrapper
 from .step import StepExecutor
 from .step_state import StepState
 
+_FORGOTTEN = 3  # so many steps in a row without balance() are no accident
+
 
 class BalancedOptimizer(OptimizerWrapper):
     """An optimizer with a plan, a multimodal model and the state of a step, all made by the subclass."""
@@ -31,6 +34,7 @@ class BalancedOptimizer(OptimizerWrapper):
     _state: StepState
     _executor: StepExecutor
     _buffers: GradientBuffers | None
+    _unbalanced: int  # steps in a row without balance()
     _fresh: bool  # no classifier has learnt anything: a guessed width may still be corrected
 
     @property
@@ -76,6 +80,17 @@ class BalancedOptimizer(OptimizerWrapper):
         """The former name of `uses_fused_step`."""
         warn_renamed("optimizer.folded", "optimizer.uses_fused_step")
         return self.uses_fused_step
+
+    def _notice_unbalanced(self) -> None:
+        """Warn once where the encoders train step after step and `balance()` never comes."""
+        forgotten = self._state.update is None and self.active and self._model.encoders.have_run()
+        self._unbalanced = self._unbalanced + 1 if forgotten else 0
+        if self._unbalanced == _FORGOTTEN:
+            warnings.warn(
+                f"the encoders ran in {_FORGOTTEN} steps without balance(), so that the model trains jointly: call "
+                "loss = optimizer.balance(loss, target) before backward(), or set optimizer.active = False",
+                stacklevel=4,
+            )
 
     def flatten_gradients(self) -> None:
         """From now on lay all gradients out in `gradient_buffers`, every `.grad` a view, by the end of backward.

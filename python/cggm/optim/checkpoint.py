@@ -174,7 +174,7 @@ def restore(
     values = own if values is None else values
     wider = {p: p.new_empty(v.shape) for p, v in zip(own, values, strict=True) if p.shape != v.shape}
     state = {name: tensor.to(own[0].device, copy=True) for name, tensor in policy.items()}
-    load_base(optimizer, plain)
+    load_base(optimizer, plain, wider)
     for parameter, value in zip(own, values, strict=True):
         if parameter in wider:  # its width was a guess
             parameter.data = wider[parameter]

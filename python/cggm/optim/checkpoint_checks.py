@@ -88,12 +88,13 @@ def check_values(what: str, saved: Any, like: Tensor, any_width: bool = False) -
         )
 
 
-def load_base(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+def load_base(optimizer: Optimizer, state_dict: Mapping[str, Any], resized: Mapping[Tensor, Tensor]) -> None:
     """Load the wrapped optimizer's own state dict, and put its former state back where that fails.
 
     Args:
         optimizer: the wrapped one.
         state_dict: its own; torch itself does not compare it with the kind of optimizer.
+        resized: parameters that get another shape afterwards, with a tensor of that shape.
 
     Raises:
         ValueError: the state of another kind of optimizer.
@@ -117,7 +118,7 @@ def load_base(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
             missing = sorted(own - set(group) - {"initial_lr", "param_names"})
             if missing:
                 raise _foreign(kind, number, [], missing)
-        _check_state(optimizer)
+        _check_state(optimizer, resized)
     except BaseException:
         vars(optimizer).update(kept)
         raise
@@ -133,16 +134,17 @@ def _foreign(kind: str, number: int, foreign: list[str], missing: list[str]) -> 
     )
 
 
-def _check_state(optimizer: Optimizer) -> None:
+def _check_state(optimizer: Optimizer, resized: Mapping[Tensor, Tensor]) -> None:
     """Refuse state of other shapes than the parameters', which all of torch's optimizers but Adafactor keep."""
     if type(optimizer).__module__.split(".")[:2] != ["torch", "optim"] or isinstance(
         optimizer, optim.Adafactor
     ):
         return
     for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        shape = resized.get(parameter, parameter).shape
         for name, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != shape:
                 raise ValueError(
                     f"state_dict: {name!r} of parameter {number} was saved as {list(value.shape)}, but the parameter "
-                    f"is {list(parameter.shape)}; it was saved with another model"
+                    f"is {list(shape)}; it was saved with another model"
                 )

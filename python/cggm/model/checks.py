@@ -1,0 +1,103 @@
+"""What a model, its encoders and its head must be like; refused before anything is attached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..policies.plan import Plan
+from .classifiers import ATTACHED
+from .lookup import unwrap
+
+if TYPE_CHECKING:
+    from .encoders import EncoderSet
+
+
+def check_model(model: nn.Module) -> nn.Module:
+    """The user's own module.
+
+    Raises:
+        TypeError: not a module, or one that cannot carry attached classifiers.
+        ValueError: it carries some already.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    if isinstance(model, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        raise TypeError(
+            f"model is an {type(model).__name__}, whose own children would include the attached classifiers; "
+            "make it an attribute of a module of your own"
+        )
+    if hasattr(model, ATTACHED):
+        raise ValueError(f"model already carries {ATTACHED}: call detach() on its former wrapper first")
+    return model
+
+
+def check_apart(module: nn.Module, encoders: EncoderSet, head_path: str) -> None:
+    """Refuse a head inside an encoder, and weights that an encoder has in common with the rest of the model."""
+    paths = [(path, name) for name, parts in encoders.paths.items() for path in parts]
+    for path, name in paths:
+        if f"{head_path}.".startswith(f"{path}."):
+            raise ValueError(
+                f"head: {head_path!r} belongs to encoder {name!r} ({path!r}), but it has to come after the fusion: "
+                "name the model's output layer, and as encoders only what comes before the fusion"
+            )
+    owned = dict(encoders.encoder_parameters())
+    for key, parameter in module.named_parameters(remove_duplicate=False):
+        inside = any(key.startswith(f"{path}.") for path, _ in paths)
+        if parameter in owned and not inside:
+            raise ValueError(
+                f"a parameter is shared: {key} belongs to encoder {encoders.names[owned[parameter]]!r}, too, whose "
+                "coefficient would also scale what the rest of the model learns; untie the weights, or name as the "
+                "encoder only the modules that the modality has for itself"
+            )
+
+
+def stored_weight(head: nn.Module) -> Tensor:
+    """The head's weight, or the largest parameter behind it: reading a computed weight computes it anew."""
+    own = list(head.parameters(recurse=False))
+    if parametrize.is_parametrized(head, "weight"):
+        own = list(head.parametrizations.weight.parameters(recurse=False))
+    weight = dict(head.named_parameters(recurse=False)).get("weight")
+    return max(own, key=Tensor.numel) if weight is None else weight
+
+
+def check_direction(plan: Plan, head: nn.Module, path: str) -> None:
+    """Refuse to turn the gradient of a weight that is no parameter."""
+    if plan.direction is not None and "weight" not in dict(head.named_parameters(recurse=False)):
+        raise ValueError(
+            f"head: the weight of {path!r} is computed from other parameters (weight norm, spectral norm), so that its "
+            "gradient cannot be turned: pass CGGM(lam=0), or a head with a weight of its own"
+        )
+
+
+def check_head(head: nn.Module, path: str) -> None:
+    """Refuse a head without a weight matrix."""
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        raise ValueError(
+            f"head: {path!r} is a {type(head).__name__} without a weight matrix; name the fusion's output layer "
+            "(an nn.Linear, say), not the block around it"
+        )
+
+
+def check_disjoint(paths: Mapping[str, Sequence[str]], parts: Mapping[str, Sequence[nn.Module]]) -> None:
+    """Refuse a parameter that two encoders share.
+
+    Args:
+        paths: modality -> the names of the modules that its encoder is made of.
+        parts: modality -> these modules.
+    """
+    seen: dict[Tensor, tuple[str, str]] = {}
+    for name, modules in parts.items():
+        for path, module in zip(paths[name], modules, strict=True):
+            for key, parameter in module.named_parameters():
+                other, place = seen.setdefault(parameter, (name, f"{path}.{key}"))
+                if other != name:
+                    raise ValueError(
+                        f"a parameter is shared: {path}.{key} of {name!r} is {place} of {other!r}, and one "
+                        "gradient cannot have two coefficients; name as encoders only the parts of one modality"
+                    )
