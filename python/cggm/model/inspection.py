@@ -247,5 +247,5 @@ def _warnings(reports: list[EncoderReport], detached: bool) -> Iterator[str]:
                 f"encoder {name!r}: the optimizer has {report.stepped:,} of its {report.parameters:,} parameters; the "
                 "others do not learn"
             )
-        if not report.stepped and report.parameters:
+        elif not report.stepped and report.parameters:
             yield f"encoder {name!r}: the optimizer has none of its parameters; there is nothing to modulate"
