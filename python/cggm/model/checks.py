@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -11,9 +10,6 @@ from torch.nn.utils import parametrize
 from ..policies.plan import Plan
 from .classifiers import ATTACHED
 from .lookup import unwrap
-
-if TYPE_CHECKING:
-    from .encoders import EncoderSet
 
 
 def check_model(model: nn.Module) -> nn.Module:
@@ -36,21 +32,32 @@ def check_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_apart(module: nn.Module, encoders: EncoderSet, head_path: str) -> None:
-    """Refuse a head inside an encoder, and weights that an encoder has in common with the rest of the model."""
-    paths = [(path, name) for name, parts in encoders.paths.items() for path in parts]
-    for path, name in paths:
+def check_apart(
+    module: nn.Module,
+    paths: Mapping[str, Sequence[str]],
+    parameters: Sequence[tuple[Tensor, int]],
+    head_path: str,
+) -> None:
+    """Refuse a head inside an encoder, and weights that an encoder has in common with the rest of the model.
+
+    Args:
+        module: the user's model.
+        paths: modality -> the names of the modules that its encoder is made of.
+        parameters: the encoders' parameters, with the indices of their modalities.
+        head_path: the name of the head.
+    """
+    inside = [(path, name) for name, parts in paths.items() for path in parts]
+    for path, name in inside:
         if f"{head_path}.".startswith(f"{path}."):
             raise ValueError(
                 f"head: {head_path!r} belongs to encoder {name!r} ({path!r}), but it has to come after the fusion: "
                 "name the model's output layer, and as encoders only what comes before the fusion"
             )
-    owned = dict(encoders.encoder_parameters())
+    owned = dict(parameters)
     for key, parameter in module.named_parameters(remove_duplicate=False):
-        inside = any(key.startswith(f"{path}.") for path, _ in paths)
-        if parameter in owned and not inside:
+        if parameter in owned and not any(key.startswith(f"{path}.") for path, _ in inside):
             raise ValueError(
-                f"a parameter is shared: {key} belongs to encoder {encoders.names[owned[parameter]]!r}, too, whose "
+                f"a parameter is shared: {key} belongs to encoder {list(paths)[owned[parameter]]!r}, too, whose "
                 "coefficient would also scale what the rest of the model learns; untie the weights, or name as the "
                 "encoder only the modules that the modality has for itself"
             )

@@ -7,15 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..junctions.selectors import as_selector, floating_tensors, select
-
-if TYPE_CHECKING:
-    from cggm.optimizer import CGGMOptimizerWrapper
 
 
 @dataclass
@@ -102,11 +99,11 @@ class Explanation:
             yield f"[bold red]warning[/]: {escape(text)}"
 
 
-def explain(optimizer: CGGMOptimizerWrapper, forward: Callable[[], Tensor], target: Tensor) -> Explanation:
+def explain(optimizer: Any, forward: Callable[[], Tensor], target: Tensor) -> Explanation:
     """Run one batch through the wrapper, and tell what it finds; model, gradients and scores stay as they were.
 
     Args:
-        optimizer: the wrapper, before training or between two steps.
+        optimizer: the `CGGMOptimizerWrapper`, before training or between two steps.
         forward: runs the model on the batch and returns the multimodal loss.
         target: the batch's target.
     """
@@ -149,7 +146,7 @@ def explain(optimizer: CGGMOptimizerWrapper, forward: Callable[[], Tensor], targ
 
 
 @contextmanager
-def _left_as_it_was(optimizer: CGGMOptimizerWrapper) -> Iterator[None]:
+def _left_as_it_was(optimizer: Any) -> Iterator[None]:
     module = optimizer._model.module
     buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     gradients = [(p, p.grad) for p in module.parameters()]

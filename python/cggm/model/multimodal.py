@@ -57,7 +57,8 @@ class MultimodalModel:
         self.module = check_model(model)
         self._head_path, found = find_module(self.module, head, "head")
         self.encoders = EncoderSet(self.module, encoders, plan)
-        check_apart(self.module, self.encoders, self._head_path)
+        own = self.encoders.encoder_parameters()
+        check_apart(self.module, self.encoders.paths, own, self._head_path)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
         with parametrize.cached():  # a spectral norm would take a step at every read of the weight

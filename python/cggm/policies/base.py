@@ -20,8 +20,6 @@ from cggm.tasks.base import confidence_of
 if TYPE_CHECKING:
     from cggm.tasks import Task
 
-    from .roles import Coefficients, Combiner, Dropout, Objective
-
 ScaleTarget = Literal["feature", "gradient", "update", "response"]
 ScoreSource = Literal["classifiers", "head", "responses"]
 State = dict[str, Tensor]
@@ -96,10 +94,10 @@ class Policy:
     (UnimodalLosses(weight=1.0), ModalityDropout(p=0.35), None)
     """
 
-    coefficients: Coefficients | None = None
-    combiner: Combiner | None = None
-    dropout: Dropout | None = None
-    objective: Objective | None = None
+    coefficients: Role | None = None
+    combiner: Role | None = None
+    dropout: Role | None = None
+    objective: Role | None = None
 
     def __init_subclass__(cls) -> None:
         raise TypeError(

@@ -49,12 +49,12 @@ class Plan:
     @property
     def coefficients(self) -> Coefficients | None:
         """The policy's coefficients."""
-        return self.policy.coefficients
+        return self.policy.coefficients  # type: ignore[return-value]
 
     @property
     def combiner(self) -> Combiner | None:
         """The policy's combiner."""
-        return self.policy.combiner
+        return self.policy.combiner  # type: ignore[return-value]
 
     @property
     def dropout(self) -> Dropout | None:
