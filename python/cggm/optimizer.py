@@ -43,7 +43,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             also says where its features are and which unimodal classifier it has.
         head: the fusion's output layer, by name or module; it has a weight matrix `[C, H]`.
         policy: the balancing method, by default `default_policy()`: `NormEqualization(bounded=True) +
-            ModalityDropout(0.2)`.
+            ModalityDropout(0.2, fill=1e-6)`.
         task: `"classification"`, `"regression"`, `"segmentation"`, `"multi-label"`, or a `Task`.
         apply: what the coefficients scale. `"feature"`: the gradient entering the encoder, whatever its size.
             `"gradient"`: the parameters' gradients. `"update"`: what the optimizer does to the parameters, which

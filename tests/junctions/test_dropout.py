@@ -273,3 +273,33 @@ def test_the_leading_modality_is_dropped_in_the_next_step_at_a_rate_that_checkpo
     for trained in (model, resumed, copy.deepcopy((model, optimizer))[0]):
         trained(*inputs)
         torch.testing.assert_close(trained.dropped().float().mean(1), rates, rtol=0, atol=0.03)
+
+
+class Normalized(SmallModel):
+    """Divides features by their norm before the fusion, as CLIP does."""
+
+    def forward(self, *inputs):
+        features = [self.encoders[m](x) for m, x in zip(self.modalities, inputs, strict=True)]
+        features = [x / x.norm(dim=-1, keepdim=True) for x in features]
+        return self.head(self.fusion(torch.cat(features, 1)).relu())
+
+
+@pytest.mark.parametrize(("fill", "sound"), [(0.0, False), (1e-6, True)])
+def test_features_that_the_model_normalizes_want_a_fill(fill, sound):
+    torch.manual_seed(0)
+    model = Normalized()
+    policy = NormEqualization() + ModalityDropout(0.5, fill=fill)
+    train(model, wrap(model, policy=policy), steps=3)
+    assert torch.isfinite(flat(model)).all() == sound
+
+
+def test_the_default_policy_is_safe_there():
+    torch.manual_seed(0)
+    model = Normalized()
+    names = {m: f"encoders.{m}" for m in model.modalities}
+    optimizer = CGGMOptimizerWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, encoders=names, head="head"
+    )
+    losses = train(model, optimizer, steps=30)
+    assert torch.isfinite(flat(model)).all()
+    assert losses[-1] < losses[0]

@@ -138,11 +138,11 @@ class DropoutMask:
         return {**self.__dict__, "_draws": [], "_served": {}}
 
 
-def zero_dropped(features: Tensor, dropped: Tensor | None) -> Tensor:
-    """A copy of the features `[B, ...]`, zero in the samples that have dropped them (bool `[B, 1, ...]`; None: none).
+def zero_dropped(features: Tensor, dropped: Tensor | None, fill: float = 0.0) -> Tensor:
+    """A copy of the features `[B, ...]`, `fill` in the samples that have dropped them (bool `[B, 1, ...]`; None: none).
 
     >>> zero_dropped(torch.ones(2, 2), torch.tensor([[True], [False]]))
     tensor([[0., 0.],
             [1., 1.]])
     """
-    return features.clone() if dropped is None else features.masked_fill(dropped, 0)
+    return features.clone() if dropped is None else features.masked_fill(dropped, fill)

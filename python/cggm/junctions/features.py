@@ -37,6 +37,7 @@ class Junction:
     """
 
     takes_others = True  # several outputs of one encoder may pass
+    fill = 0.0  # what stands in for dropped features
 
     def __init__(
         self, combine: Combine | None, *, scaled: bool, weighs_unimodal: bool = False, measured: bool = False
@@ -72,7 +73,9 @@ class Junction:
         in the fusion then changes neither the classifier's features nor an autograd view.
         """
         if not self.acts and (dropped is None or not saved_tensors_are_exchanged()):
-            return zero_dropped(output, dropped), output  # autograd adds the two gradients up by itself
+            return zero_dropped(
+                output, dropped, self.fill
+            ), output  # autograd adds the two gradients up by itself
         return _Split.apply(output, self, dropped)
 
     @property
@@ -84,7 +87,7 @@ class Junction:
         """Another output of the encoder, of which no classifier knows, as the multimodal branch of `split`."""
         if self.acts:
             return _PassOn.apply(tensor, self, dropped)
-        return tensor.view_as(tensor) if dropped is None else zero_dropped(tensor, dropped)
+        return tensor.view_as(tensor) if dropped is None else zero_dropped(tensor, dropped, self.fill)
 
     def backward_other(self, multimodal: Tensor) -> Tensor:
         """The gradient that enters the encoder at such an output: the rule's, with no unimodal gradient."""
@@ -156,11 +159,17 @@ def make_junctions(plan: Plan, names: Sequence[str]) -> list[Junction] | list[Pa
     combiner = plan.combiner
     if plan.combines_at_parameters:
         shared = ParameterCombiner(combiner.combination_weights)
-        return [ParameterJunction(shared, name) for name in names]
+        return _filled([ParameterJunction(shared, name) for name in names], plan)
     combine = None if combiner is None or plan.adds_gradients else combiner.combine
     scaled = plan.scale_at == "feature"
     options = {"scaled": scaled, "weighs_unimodal": plan.weighs_unimodal, "measured": plan.bounds_step}
-    return [Junction(combine, **options) for _ in names]
+    return _filled([Junction(combine, **options) for _ in names], plan)
+
+
+def _filled(junctions: list[Any], plan: Plan) -> list[Any]:
+    for junction in junctions:
+        junction.fill = 0.0 if plan.dropout is None else plan.dropout.fill
+    return junctions
 
 
 @torch.library.custom_op("cggm::coefficient_of", mutates_args=())
@@ -199,7 +208,7 @@ class _Split(torch.autograd.Function):
         # An attribute instead of a saved tensor: recomputation cannot exchange it.
         ctx.junction, ctx.dropped = junction, dropped
         ctx.set_materialize_grads(False)
-        return zero_dropped(output, dropped), output.view_as(output)
+        return zero_dropped(output, dropped, junction.fill), output.view_as(output)
 
     @staticmethod
     def backward(
@@ -214,7 +223,7 @@ class _PassOn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, junction: Junction, dropped: Tensor | None) -> Tensor:
         ctx.junction, ctx.dropped = junction, dropped
-        return zero_dropped(tensor, dropped)
+        return zero_dropped(tensor, dropped, junction.fill)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

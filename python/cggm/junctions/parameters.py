@@ -30,6 +30,7 @@ class ParameterJunction:
 
     scaled = weighs_unimodal = measured = False  # coefficients scale the parameters' combined gradients
     acts, takes_others = True, False
+    fill = 0.0  # what stands in for dropped features
 
     def __init__(self, combiner: ParameterCombiner, name: str) -> None:
         self.combiner = combiner
@@ -50,7 +51,7 @@ class ParameterJunction:
         """
         parameters = [p for p in encoder.parameters() if p.requires_grad]
         if not output.requires_grad or not parameters:
-            return zero_dropped(output, dropped), output
+            return zero_dropped(output, dropped, self.fill), output
         if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             raise RuntimeError(
                 f"encoder {self.name!r}: MMPareto() hands no gradient on to what lies before its input, but that wants "
@@ -159,7 +160,7 @@ class GradientBoundary(torch.autograd.Function):
         """The multimodal branch, zero where `dropped`, and the unimodal branch of the leaf."""
         ctx.dropped, ctx.behind = dropped, behind
         ctx.set_materialize_grads(False)
-        return zero_dropped(leaf, dropped), leaf.view_as(leaf)
+        return zero_dropped(leaf, dropped, behind[0].fill), leaf.view_as(leaf)
 
     @staticmethod
     def backward(ctx: Any, multimodal: Tensor | None, unimodal: Tensor | None) -> tuple[None, None, None]:

@@ -91,7 +91,7 @@ class Policy:
     >>> from cggm.policies import CGGM, ModalityDropout, UnimodalLosses
     >>> policy = UnimodalLosses() + ModalityDropout(0.35)
     >>> policy.combiner, policy.dropout, policy.coefficients
-    (UnimodalLosses(weight=1.0), ModalityDropout(p=0.35), None)
+    (UnimodalLosses(weight=1.0), ModalityDropout(p=0.35, fill=0.0), None)
     """
 
     coefficients: Role | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from .base import check_range
 from .roles import Dropout
@@ -20,18 +20,23 @@ class ModalityDropout(Dropout):
 
     Args:
         p: probability in `[0, 1]`.
+        fill: what stands in for each of the dropped features, in `[0, 1]`. A model that divides features by their norm,
+            as CLIP does, makes NaN of zeros; `1e-6` is as good as zero elsewhere, and safe there.
 
     Raises:
-        ValueError: a probability outside its range.
+        ValueError: an argument outside its range.
 
     >>> ModalityDropout(0.3).rates(2)
     (0.15, 0.15)
     """
 
     p: float
+    _: KW_ONLY
+    fill: float = 0.0  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_range("p", self.p, 0.0, 1.0)
+        check_range("fill", self.fill, 0.0, 1.0)
 
     def rates(self, modalities: int) -> tuple[float, ...]:
         """`p / M` for each of the M modalities."""

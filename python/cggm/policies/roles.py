@@ -94,6 +94,8 @@ class Dropout(Role):
     slot = "dropout"
     #: Whether `update` makes new rates after each step.
     adaptive: ClassVar[bool] = False
+    #: What stands in for dropped features.
+    fill: ClassVar[float] = 0.0
 
     def rates(self, modalities: int) -> tuple[float, ...]:
         """The probability that a sample loses modality i, for all M; never more than 1 together."""
