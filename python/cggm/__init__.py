@@ -7,7 +7,7 @@ from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalL
 from .recorder import Recorder
 from .tasks import Classification, MultiLabel, Regression, Segmentation, Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CGGM",

@@ -99,13 +99,12 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._executor = StepExecutor(self, self._model, fused)
         self._model.attach(optimizer, classifier_lr)
 
-        self._state = StepState(self._plan)
+        self._state = StepState(self._plan, self._tell_junctions)
         self._buffers: GradientBuffers | None = None
         self._diagnostics: Mapping[str, Tensor] = {}
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
         self._unbalanced = 0
         self.statistics = Statistics({})
-        self._tell_junctions()
 
     @disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
     def balance(self, loss: Tensor, target: Tensor) -> Tensor:
@@ -129,10 +128,8 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._fresh = False
         if state.backward_ran and model.gradients_were_cleared():
             state.clear()  # by model.zero_grad(), after a step that was skipped
-            self._tell_junctions()
         number = state.add(scores.scores, target.shape[0])
         self._diagnostics = scores.diagnostics
-        self._tell_junctions()
         total = total_loss(model, state, loss, scores, target)
         model.forget()
         total.register_hook(partial(self._backward_started, number))
@@ -192,7 +189,6 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         if state.update is not None:
             state.commit()
             self._model.encoders.set_rates(state.rates)
-            self._tell_junctions()
         return result
 
     @disable_dynamo
@@ -200,4 +196,3 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         """Clear the gradients, and forget the scores of a step that was skipped."""
         self.base.zero_grad(set_to_none=set_to_none)
         self._state.drop_done()
-        self._tell_junctions()

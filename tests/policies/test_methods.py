@@ -275,7 +275,7 @@ def test_rules_in_half_precision(rule, scale):
 
 def run(policy, steps):
     """The state of training after steps with these scores, the last of them still to be taken."""
-    state = StepState(plan_of(policy))
+    state = StepState(plan_of(policy), lambda update: None)
     for number, scores in enumerate(steps, 1):
         state.mark_backward(state.add(scores[None], 1))
         if number < len(steps):

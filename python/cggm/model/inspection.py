@@ -164,7 +164,6 @@ def _left_as_it_was(optimizer: Any) -> Iterator[None]:
             parameter.grad = gradient
         optimizer._model.forget()
         optimizer._state.clear()
-        optimizer._tell_junctions()
         optimizer.statistics = statistics
 
 

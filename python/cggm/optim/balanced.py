@@ -15,7 +15,7 @@ from ..model.inspection import Explanation, explain
 from ..model.multimodal import MultimodalModel
 from ..model.relearning import Batches, Relearning, relearn
 from ..policies import Policy
-from ..policies.base import ScaleTarget
+from ..policies.base import CoefficientUpdate, ScaleTarget
 from ..policies.plan import Plan
 from ..torch_private import disable_dynamo
 from . import checkpoint, direction
@@ -138,8 +138,7 @@ class BalancedOptimizer(OptimizerWrapper):
         """
         self._model.detach(self.base)
 
-    def _tell_junctions(self) -> None:
-        update = self._state.update
+    def _tell_junctions(self, update: CoefficientUpdate | None) -> None:
         if update is None:
             self._model.encoders.set_coefficients(None, None)
             self._model.encoders.measure_gradients(self._model.head_weight.device)
@@ -158,4 +157,3 @@ class BalancedOptimizer(OptimizerWrapper):
         self._fresh &= entries[1] is None
         self._state.clear()
         self._model.encoders.set_rates(self._state.rates)
-        self._tell_junctions()

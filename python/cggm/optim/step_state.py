@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,10 +26,12 @@ class StepState:
 
     Args:
         plan: says which roles turn scores into coefficients and dropout rates.
+        tell: called with every new update, and with None when nothing is pending any more.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, tell: Callable[[CoefficientUpdate | None], None]) -> None:
         self.plan = plan
+        self._tell = tell
         self.state: State = {}  # the policy's, as of the last step taken
         self._balanced = 0  # numbers the balanced losses
         self.clear()
@@ -43,6 +45,7 @@ class StepState:
         self._failed: str | None = None
         self._waiting: dict[int, Part] = {}  # of losses that have not gone backward, by their numbers
         self._done: Part | None = None  # of losses that went backward
+        self._tell(None)
 
     @property
     def backward_ran(self) -> bool:
@@ -160,6 +163,7 @@ class StepState:
             own = dropout.update(next(rows), _part(state, DROPOUT))
             update = update._replace(state=update.state | {DROPOUT + k: v for k, v in own.items()})
         self.update = update
+        self._tell(update)
 
     def limit(self, joint: Tensor) -> Tensor:
         """The combiner's limit of the gradient's norm, from joint training's `[]`; its state is remembered."""
