@@ -125,9 +125,7 @@ def gradient_norms(parameters: Parameters, coefficients: Tensor, waiting: bool =
         wide = torch.float64 if any(g.dtype is torch.float64 for g in grads) else torch.float32
         squares = torch.stack(foreach_norm(grads, dtype=wide)).double().square()  # [S]
         sums = list(torch.zeros_like(squared, device=squares.device))
-        runs = [
-            (owner, len(list(run))) for owner, run in groupby(owners)
-        ]  # parameters are sorted by modality
+        runs = [(owner, len(list(run))) for owner, run in groupby(owners)]  # sorted by modality
         for (owner, _), part in zip(runs, squares.split([length for _, length in runs]), strict=True):
             sums[owner] = part.sum()
         squared += sum_over_shards(torch.stack(sums), groups).to(squared.device)

@@ -61,9 +61,7 @@ class StepState:
             scores: `[R, M]`, means over the samples.
             samples: the number of samples.
         """
-        if (
-            self.modulated
-        ):  # the step for the earlier gradients was skipped: this micro-batch starts a new one
+        if self.modulated:  # the earlier step was skipped: this micro-batch starts a new one
             self._done = None
             self.modulated = self.left_to_step = False
         self._balanced += 1
@@ -126,9 +124,7 @@ class StepState:
     def commit(self) -> None:
         """Finish a step: make the policy's pending state its current state, and clear everything pending."""
         state = self.update.state if self.update is not None else self.state
-        if (
-            self.state.keys() != state.keys()
-        ):  # copies, because the statistics may share tensors with the policy
+        if self.state.keys() != state.keys():  # copies: the statistics may share tensors with the policy
             self.state = {name: tensor.clone() for name, tensor in state.items()}
         elif state:
             # In place: a captured CUDA graph replays onto these addresses. A policy may return one under another name.
