@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def dropout(self) -> Dropout | None:
-        """The role that drops modalities; None if its rates are all 0."""
+        """The role that drops modalities; None if its rates are always 0."""
         dropout = self.policy.dropout
         return None if dropout is None or not (dropout.adaptive or any(dropout.rates(2))) else dropout
 
