@@ -35,7 +35,7 @@ class BalancedOptimizer(OptimizerWrapper):
     _executor: StepExecutor
     _buffers: GradientBuffers | None
     _unbalanced: int  # steps in a row without balance()
-    _fresh: bool  # no classifier has learnt anything: a guessed width may still be corrected
+    _fresh: bool  # no classifier has been trained yet, so a guessed width may still be corrected
 
     @property
     def policy(self) -> Policy:
