@@ -1,4 +1,4 @@
-"""Small models and loops that several tests share."""
+"""Small models and training loops shared by several tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASES = {
 
 
 class BoundedSum(UnimodalLosses):
-    """The sum of both gradients, and steps of SGD no longer than joint training's."""
+    """The sum of both gradients, with SGD steps bounded by joint training's."""
 
     bounded = True
 
@@ -65,7 +65,7 @@ def batches(
 def wrap(
     model: nn.Module, base: torch.optim.Optimizer | None = None, policy: Policy | None = None, **options
 ) -> CGGMOptimizerWrapper:
-    """Wrap with the small model's names; `classifiers` by modality or for all, `flatten` lays gradients out."""
+    """Wrap the small model; `classifiers` is per modality or for all, `flatten` calls `flatten_gradients()`."""
     base = torch.optim.SGD(model.parameters(), lr=0.1) if base is None else base
     classifiers, flatten = options.pop("classifiers", None) or {}, options.pop("flatten", False)
     if isinstance(classifiers, str):
@@ -88,7 +88,7 @@ def plan_of(policy: Policy | Role) -> Plan:
 def backward(
     model: nn.Module, optimizer: CGGMOptimizerWrapper, inputs: list[Tensor], target: Tensor
 ) -> Tensor:
-    """Forward, balance and backward of one batch; the multimodal loss alone is returned."""
+    """Run forward, balance and backward on one batch; return only the multimodal loss."""
     loss = F.cross_entropy(model(*inputs), target)
     optimizer.balance(loss, target).backward()
     return loss.detach()
@@ -104,7 +104,7 @@ def train(model: nn.Module, optimizer: CGGMOptimizerWrapper, steps: int = 8, **o
 
 
 def flat(model: nn.Module) -> Tensor:
-    """All of the model's own parameters in one vector, without the attached classifiers'."""
+    """All of the model's own parameters in one vector, without those of attached classifiers."""
     return torch.cat([value.flatten().clone() for value in model.state_dict().values()])
 
 
@@ -118,7 +118,7 @@ def in_buffers(buffers: Sequence[Tensor], parameters: Iterable[Tensor]) -> bool:
 
 
 class NoHostRead(TorchDispatchMode):
-    """Fails where a tensor's value is read on the host, which on a GPU waits for it."""
+    """Fails if the host reads a tensor's value, which would wait for the GPU."""
 
     WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
 
@@ -128,6 +128,6 @@ class NoHostRead(TorchDispatchMode):
 
 
 class NoHostSync(NoHostRead):
-    """Fails also where a new tensor's value would come from the host, to be waited for."""
+    """Also fails if a new tensor copies its value from the host, which would wait too."""
 
     WAITING = (*NoHostRead.WAITING, "aten::lift_fresh")

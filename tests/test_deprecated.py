@@ -1,4 +1,4 @@
-"""Former names work for one version, and say what to write instead."""
+"""Former names work for one version and warn with the new name."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Other people's optimizers, and every way of torch's own to run: options, sparse gradients, freezing, groups."""
+"""Third-party optimizers and all modes of torch's own: options, sparse gradients, freezing, groups."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""The tolerance table lets pass what a right kernel may do, and nothing much beyond."""
+"""The tolerance table accepts a correct kernel's rounding errors and little more."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the commands write: nothing is lost by a kill or a full disk, nothing half written is left."""
+"""Output files of the commands: a kill or a full disk loses nothing and leaves no partial file."""
 
 import errno
 import json

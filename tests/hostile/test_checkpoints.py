@@ -1,4 +1,4 @@
-"""State dicts that do not fit: each is refused by name, and nothing has changed then."""
+"""Invalid state dicts raise an error that names the field, and nothing changes."""
 
 import copy
 

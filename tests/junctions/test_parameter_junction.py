@@ -1,4 +1,4 @@
-"""Where the two gradients meet at the encoders' parameters: which passes run, and what they add up to."""
+"""Combining gradients at the encoders' parameters: which passes run, and the gradients they produce."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""Arguments of modulation that every implementation refuses before it changes anything."""
+"""Every implementation rejects invalid arguments of modulation before it changes anything."""
 
 import pytest
 import torch

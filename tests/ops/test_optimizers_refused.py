@@ -1,4 +1,4 @@
-"""Arguments of optimizer steps that every implementation refuses before it changes anything."""
+"""Every implementation rejects invalid arguments of optimizer steps before it changes anything."""
 
 import pytest
 import torch

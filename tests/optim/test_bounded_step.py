@@ -1,4 +1,4 @@
-"""A bounded combiner: the model's gradient gets no longer than joint training's own at the same weights."""
+"""A bounded combiner limits the model's gradient norm to that of joint training at the same weights."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""When a step is fused and when not, and that what surrounds it (hooks, scalers, copies) goes on as before."""
+"""When a step is fused; hooks, scalers and copies work the same either way."""
 
 import copy
 from unittest import mock

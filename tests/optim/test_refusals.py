@@ -1,4 +1,4 @@
-"""What cannot work is refused, with an error that names the argument and the mend, and nothing half changed."""
+"""Invalid use raises an error that names the argument and the fix, and changes nothing."""
 
 import copy
 import warnings

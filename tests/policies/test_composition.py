@@ -1,4 +1,4 @@
-"""Policies added up: each in its own place, and what cannot be added up."""
+"""Adding policies: every role takes effect, and invalid combinations raise an error."""
 
 import pytest
 import torch

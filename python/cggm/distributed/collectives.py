@@ -1,7 +1,7 @@
-"""Collectives between the processes that train one model, and the shards that they hold.
+"""Collectives between the processes that train one model, and access to their shards.
 
-Replicas (DistributedDataParallel) hold whole gradients. Shards (FSDP2) hold `DTensor`s: `local` gives this process's
-part of one, and sums over that part are added up over the mesh.
+Replicas (DistributedDataParallel) hold whole gradients. Shards (FSDP2) are `DTensor`s: `local` returns this process's
+part, and sums over the parts are added up over the mesh.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def world_size() -> int:
 
 
 def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
-    """Means over the samples of all ranks: the one collective that a step needs.
+    """Means over the samples of all ranks; the only collective that a step needs.
 
-    Every rank calls it once in every step, so that coefficients made from the result are the same everywhere.
+    Every rank calls it once per step, so all ranks compute the same coefficients.
 
     Args:
-        scores: any shape, floating, means over this rank's samples; left alone.
-        samples: their number.
+        scores: any shape, floating, means over this rank's samples; not mutated.
+        samples: the number of this rank's samples.
     """
     if world_size() == 1:
         return scores
@@ -46,7 +46,7 @@ def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
 
 
 def sum_over_ranks(sums: Tensor) -> Tensor:
-    """Sums over all ranks; the tensor itself, left alone, in a single process."""
+    """Sums over all ranks; in a single process, the tensor itself, unchanged."""
     if world_size() == 1:
         return sums
     sums = sums.clone()
@@ -55,10 +55,10 @@ def sum_over_ranks(sums: Tensor) -> Tensor:
 
 
 def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their means over all ranks, in one collective; mutated.
+    """Replace tensors in place with their means over all ranks, in one collective.
 
     Args:
-        tensors: of one device, and of the same number and shapes on every rank.
+        tensors: all on one device, with the same number and shapes on every rank; mutated.
     """
 
     def mean(flat: Tensor) -> Tensor:
@@ -70,10 +70,10 @@ def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
 
 
 def first_ranks_(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by the first rank's, in one collective; mutated.
+    """Replace tensors in place with the first rank's values, in one collective.
 
     Args:
-        tensors: of one device, and of the same number and shapes on every rank.
+        tensors: all on one device, with the same number and shapes on every rank; mutated.
     """
 
     def first(flat: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def first_ranks_(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def _exchange_(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> None:
-    """Run one collective over all tensors, flattened into one; in a single process nothing happens."""
+    """Run one collective over all tensors, flattened into one; do nothing in a single process."""
     if world_size() == 1 or not tensors:
         return
     flat = collective(torch.cat([t.flatten() for t in tensors]))
@@ -139,10 +139,10 @@ def sum_over_shards(sums: Tensor, groups: Groups) -> Tensor:
 
 
 def check_parameters(parameters: Sequence[Tensor], optimizer: Optimizer) -> None:
-    """Refuse a model whose gradients would never reach the optimizer.
+    """Reject a model whose gradients would never reach the optimizer.
 
     Raises:
-        RuntimeError: DeepSpeed ZeRO keeps them elsewhere; the optimizer has none of the model's parameters.
+        RuntimeError: DeepSpeed ZeRO holds the gradients, or the optimizer has none of the model's parameters.
     """
     if any(hasattr(p, name) for p in parameters for name in ("ds_id", "ds_tensor", "_hp_mapping")):
         raise RuntimeError(

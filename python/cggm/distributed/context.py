@@ -1,4 +1,4 @@
-"""The processes that train one model: what holds its gradients, and what keeps the classifiers equal."""
+"""How a model is distributed over processes, and how its unimodal classifiers stay equal on all of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .collectives import average_over_ranks_, is_sharded, shard_groups, world_si
 
 
 class DistributedContext:
-    """Knows how a model is distributed, and keeps the unimodal classifiers equal on all ranks where nothing else does.
+    """Knows how a model is distributed, and keeps the unimodal classifiers equal on all ranks if nothing else does.
 
-    A `DistributedDataParallel` that was made after the classifiers were attached reduces their gradients. One that was
-    made before does not know them, and their gradients are averaged here, in one collective. With `fully_shard` the
-    classifiers become a sharded module of their own.
+    A `DistributedDataParallel` created after the classifiers were attached reduces their gradients. One created before
+    does not know them, so this class averages their gradients in one collective. With `fully_shard`, the classifiers
+    become a separate sharded module.
 
     Args:
-        model: the user's model as given, in its wrapper or not.
+        model: the user's model, with or without a wrapper.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,11 +33,11 @@ class DistributedContext:
         self.sharded = any(is_sharded(p) for p in self._model.parameters())
 
     def adopt(self, classifiers: nn.Module) -> None:
-        """Take care of the unimodal classifiers, which are not attached yet; they are sharded where the model is.
+        """Register the unimodal classifiers before they are attached, and shard them if the model is sharded.
 
         Raises:
-            ValueError: parameters sharded otherwise than by `fully_shard` of the whole model; a process group
-                other than all ranks.
+            ValueError: the parameters are sharded, but not by `fully_shard` of the whole model; or the process group
+                does not contain all ranks.
         """
         self._classifiers = classifiers
         self._check_reducer()
@@ -45,21 +45,21 @@ class DistributedContext:
             _shard(classifiers, self._model)
 
     def attach(self, model: nn.Module) -> None:
-        """Notice in every forward pass which reducer runs the user's own module."""
+        """Record in every forward pass which reducer runs the user's module."""
         if world_size() > 1 and not self.sharded:
             self._handle = model.register_forward_pre_hook(self._note_reducer)
 
     def detach(self) -> None:
-        """Take the hook off again."""
+        """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
 
     @torch.no_grad()
     def start(self) -> bool:
-        """Give all ranks the first rank's values, where DistributedDataParallel has not done so.
+        """Copy the first rank's values to all ranks, unless DistributedDataParallel already did.
 
         Returns:
-            Whether the classifiers' shapes may still change: only a single process can decide that alone.
+            Whether the classifiers' shapes may still change; only a single process may change them.
         """
         if self._reducer is not None and not self._known():
             for tensor in (*self._classifiers.parameters(), *self._classifiers.buffers()):
@@ -67,10 +67,10 @@ class DistributedContext:
         return world_size() == 1 and not self.sharded
 
     def backward_started(self) -> None:
-        """Average the classifiers' gradients at the end of this backward pass, where no reducer does so.
+        """Average the classifiers' gradients at the end of this backward pass, unless a reducer does so.
 
-        The step would be too late: a `GradScaler` that finds an overflow in one rank's classifier skips that rank's
-        step.
+        Waiting for the step would be too late: if one rank's classifier overflows, `GradScaler` skips the step on that
+        rank only.
         """
         if self._reducer is not None and not self._known():
             self._to_average = True
@@ -78,23 +78,23 @@ class DistributedContext:
                 at_end_of_backward(self.average_gradients_)
 
     def average_gradients_(self) -> None:
-        """Average the classifiers' gradients over the ranks, if there are new ones since the last time."""
+        """Average the classifiers' gradients over the ranks if there are new ones since the last call."""
         if not self._to_average:
             return
         self._to_average = False
         average_over_ranks_([p.grad for p in self._classifiers.parameters() if p.grad is not None])
 
     def makes_gradients_apart(self) -> bool:
-        """Whether the encoders' gradients can be made apart from the backward pass: no reducer waits for them."""
+        """Whether the encoders' gradients may be computed outside the backward pass: no reducer waits for them."""
         reducer = self._reducer
         waits = reducer is None or not reducer.find_unused_parameters or reducer.gradient_as_bucket_view
         return not self.sharded and (world_size() == 1 or not waits)
 
     def check_gradients_free(self) -> None:
-        """Refuse to lay out gradients that have their place in memory already.
+        """Reject moving gradients whose memory is already managed.
 
         Raises:
-            ValueError: they are shards, or views of DistributedDataParallel's buckets.
+            ValueError: the gradients are shards, or views of DistributedDataParallel's buckets.
         """
         if self.sharded or (self._reducer is not None and self._reducer.gradient_as_bucket_view):
             other = (

@@ -1,1 +1,1 @@
-"""Where the gradients of the multimodal and the unimodal loss meet."""
+"""Junctions combine the gradients of the multimodal and the unimodal loss."""

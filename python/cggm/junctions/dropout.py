@@ -1,4 +1,4 @@
-"""Modality dropout's draws: which sample loses which modality before the fusion."""
+"""Random draws for modality dropout: which sample loses which modality before the fusion."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .layouts import Layout
 class DropoutMask:
     """One draw per sample and forward pass, shared by all encoders: a sample loses one modality, or none.
 
-    An encoder's k-th run after `forget()` uses the k-th draw; whoever comes to it first makes it.
+    An encoder's k-th run after `forget()` uses the k-th draw. The first encoder that needs a draw makes it.
 
     Args:
-        rates: the probability that a sample loses modality i; at most 1 together.
+        rates: for each modality, the probability that a sample loses it; the sum is at most 1.
         names: the modalities.
-        model: dropout is off while it is in evaluation mode.
+        model: dropout is off while this model is in evaluation mode.
     """
 
     def __init__(self, rates: Sequence[float], names: Sequence[str], model: nn.Module) -> None:
@@ -30,21 +30,21 @@ class DropoutMask:
         self._model = model
         # [M], where each modality's part of [0, 1) ends, and 0, ..., M − 1 as [M, 1, 1]
         self._tables: tuple[Tensor, Tensor] | None = None
-        # Who loses which modality, bool [B, 1], per draw; kept for recomputation by checkpointing.
+        # Which samples lose which modality, bool [B, 1], per draw; kept for recomputation by checkpointing.
         self._draws: list[dict[str, Tensor]] = []
-        self._first: str | None = None  # whose run made the last draw
+        self._first: str | None = None  # the modality whose run made the last draw
         self._served: dict[str, int] = {}  # how many draws each modality has used
 
     def dropped(
         self, features: Tensor, name: str, recomputing: bool, layout: Layout | None = None
     ) -> Tensor | None:
-        """Which samples lose this modality, bool `[B, 1, ...]` beside features `[B, ...]`; None while it is off.
+        """Which samples lose this modality: bool `[B, 1, ...]` for features `[B, ...]`; None while dropout is off.
 
         Args:
-            features: a modality's.
+            features: the modality's features.
             name: the modality.
-            recomputing: whether activation checkpointing repeats a forward pass, which must meet the same draw.
-            layout: tells which axis holds the samples; None for the first.
+            recomputing: True if activation checkpointing repeats a forward pass, which must use the same draw.
+            layout: the axis that holds the samples; None for the first axis.
 
         Raises:
             ValueError: another number of samples than the other modalities have; features in groups `"(B T)"` of an
@@ -62,7 +62,7 @@ class DropoutMask:
             self._draws.append(dict(zip(self._names, masks, strict=True)))
             self._first = name
         elif recomputing and name == self._first:
-            self._draw(samples, features.device)  # leaves the random numbers as the first run did
+            self._draw(samples, features.device)  # advances the random number generator as the first run did
         dropped = self._draws[number].get(name)
         if dropped is None or dropped.shape[0] != samples:
             raise ValueError(
@@ -105,7 +105,7 @@ class DropoutMask:
         return drawn[name].shape[0] if samples is None else samples
 
     def keep_draws(self, numbers: Sequence[int]) -> None:
-        """Forget all draws but these, as the forward passes that used them were given up."""
+        """Drop all other draws: the forward passes that used them were abandoned."""
         if self._served:
             self._draws = [self._draws[number] for number in numbers]
 
@@ -119,7 +119,7 @@ class DropoutMask:
         ends.copy_(rates.cumsum(0))  # in place: a captured CUDA graph replays onto this address
 
     def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Made once, and moved with the features; a traced program may not keep what it has made."""
+        """Created once and moved to the features' device; a traced program must not keep tensors it created."""
         tables = self._tables
         if tables is None:
             numbers = torch.arange(len(self._names), device=device)[:, None, None]
@@ -131,7 +131,7 @@ class DropoutMask:
         return tables
 
     def forget(self) -> None:
-        """The next encoder that runs makes a new draw."""
+        """Drop all draws; the next encoder that runs makes a new one."""
         self._served = {}
 
     def __getstate__(self) -> dict[str, Any]:

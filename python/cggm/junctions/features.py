@@ -1,8 +1,8 @@
-"""The junction: where the multimodal and the unimodal gradient are combined at an encoder's output.
+"""The junction combines the multimodal and the unimodal gradient at an encoder's output.
 
-An encoder's output `z` splits into two branches of equal value: `z_m` goes on into the user's fusion, `z_u` to
-the unimodal classifier. In the one ordinary backward pass both gradients arrive here, scaled alike by loss scaling
-and accumulation, and the combiner makes the one gradient that enters the encoder.
+An encoder's output `z` splits into two branches of equal value: `z_m` feeds the user's fusion, `z_u` the unimodal
+classifier. One ordinary backward pass brings both gradients here, with the same loss scale, and the combiner merges
+them into the gradient that enters the encoder.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _junctions: weakref.WeakValueDictionary[int, Junction] = weakref.WeakValueDictio
 
 
 class Junction:
-    """One encoder's junction: how the two gradients combine, and the coefficient that `balance()` finds.
+    """One encoder's junction: combines the two gradients and applies the coefficient from `balance()`.
 
     Args:
-        combine: as `Combiner.combine`; None for the plain sum.
-        scaled: whether the coefficient multiplies here what `combine` returns.
-        weighs_unimodal: whether `combine` gets a weight of the unimodal gradient as its third argument.
-        measured: whether the squared norms of the multimodal gradient and of what `combine` makes are added up.
+        combine: like `Combiner.combine`; None for the plain sum.
+        scaled: whether to multiply the result of `combine` by the coefficient.
+        weighs_unimodal: whether to pass a weight for the unimodal gradient to `combine` as its third argument.
+        measured: whether to sum the squared norms of the multimodal and the combined gradient.
     """
 
     takes_others = True  # several outputs of one encoder may pass
@@ -57,20 +57,20 @@ class Junction:
         _junctions[self._number] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        # views of what pickling would make copies of
+        # pickling would turn these views into copies
         return {**self.__dict__, "_coefficient": None, "_unimodal_weight": None, "_squares": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._register()  # a copy is a junction of its own
+        self._register()  # a copy is a separate junction
 
     def split(
         self, output: Tensor, dropped: Tensor | None, encoder: nn.Module, inputs: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor]:
         """The multimodal and the unimodal branch of the output of `encoder` for `inputs`.
 
-        The multimodal branch is a copy, zero in the samples that have `dropped` this modality: an in-place activation
-        in the fusion then changes neither the classifier's features nor an autograd view.
+        The multimodal branch is a copy, with zeros for samples that lost this modality (`dropped`). So an in-place
+        activation in the fusion changes neither the classifier's features nor an autograd view.
         """
         if not self.acts and (dropped is None or not saved_tensors_are_exchanged()):
             return zero_dropped(
@@ -80,30 +80,30 @@ class Junction:
 
     @property
     def acts(self) -> bool:
-        """Whether anything but the plain sum of both gradients enters the encoder."""
+        """Whether the junction changes the plain sum of both gradients."""
         return self.combine is not None or self.scaled
 
     def pass_on(self, tensor: Tensor, dropped: Tensor | None) -> Tensor:
-        """Another output of the encoder, of which no classifier knows, as the multimodal branch of `split`."""
+        """Pass on another output of the encoder, which no classifier reads, like the multimodal branch of `split`."""
         if self.acts:
             return _PassOn.apply(tensor, self, dropped)
         return tensor.view_as(tensor) if dropped is None else zero_dropped(tensor, dropped, self.fill)
 
     def backward_other(self, multimodal: Tensor) -> Tensor:
-        """The gradient that enters the encoder at such an output: the rule's, with no unimodal gradient."""
+        """The gradient that enters the encoder at another output: combined without a unimodal gradient."""
         combines = self.combine is not None and self.active
         return self.backward(multimodal, torch.zeros_like(multimodal) if combines else None)
 
     def read(self, coefficient: Tensor) -> None:
-        """Take the coefficient from this 0-dimensional tensor, whatever it holds when a backward pass comes by."""
+        """Use this 0-dimensional tensor as the coefficient; every backward pass reads its current value."""
         self._coefficient = coefficient
 
     def read_unimodal_weight(self, weight: Tensor) -> None:
-        """Take the weight of the unimodal gradient from this 0-dimensional tensor, as `read` does."""
+        """Use this 0-dimensional tensor as the weight of the unimodal gradient, like `read`."""
         self._unimodal_weight = weight
 
     def measure_into(self, squares: Tensor) -> None:
-        """Add squared norms to this tensor `[2]`: of the multimodal gradient, and of the combined one."""
+        """Add the squared norms of the multimodal and the combined gradient to this tensor `[2]`."""
         self._squares = squares
 
     def measure(self, multimodal: Tensor, combined: Tensor) -> None:
@@ -113,15 +113,15 @@ class Junction:
             self._squares.add_(torch.stack(norms).square().to(self._squares.device))
 
     def coefficient(self, like: Tensor) -> Tensor:
-        """The coefficient now, on the device of `like`; 1 before there is one."""
+        """The current coefficient on the device of `like`; 1 if none is set."""
         return _on_device(self._coefficient, like)
 
     def unimodal_weight(self, like: Tensor) -> Tensor:
-        """The weight of the unimodal gradient now, on the device of `like`; 1 before there is one."""
+        """The current weight of the unimodal gradient on the device of `like`; 1 if none is set."""
         return _on_device(self._unimodal_weight, like)
 
     def backward(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor | None:
-        """The gradient that enters the encoder; None stands for a branch that no loss has used."""
+        """The gradient that enters the encoder; an argument is None if no loss used that branch."""
         if multimodal is None and unimodal is None:
             return None
         gradient = self._combined(multimodal, unimodal)
@@ -155,7 +155,7 @@ def _on_device(value: Tensor | None, like: Tensor) -> Tensor:
 
 
 def make_junctions(plan: Plan, names: Sequence[str]) -> list[Junction] | list[ParameterJunction]:
-    """A junction per modality: combining as the plan says, and scaling where coefficients act at the features."""
+    """One junction per modality, set up to combine and scale gradients according to the plan."""
     combiner = plan.combiner
     if plan.combines_at_parameters:
         shared = ParameterCombiner(combiner.combination_weights)
@@ -190,7 +190,7 @@ def _(like: Tensor, number: int) -> Tensor:
 
 @torch.library.custom_op("cggm::measured", mutates_args=())
 def _measured(multimodal: Tensor, combined: Tensor, number: int) -> Tensor:
-    """The combined gradient; a traced backward pass measures it on the way."""
+    """The combined gradient; in a traced backward pass, this call also measures it."""
     _junctions[number].measure(multimodal, combined)
     return combined.clone()
 

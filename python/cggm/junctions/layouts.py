@@ -1,4 +1,4 @@
-"""Layouts: which axis of an encoder's features holds the samples, which the features, and which positions."""
+"""Layouts: which axes of an encoder's features hold samples, features and positions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """What the axes of features are, in words as einops uses them.
+    """Names the axes of features, in the notation of einops.
 
-    `B` are the samples and `D` the features; every other name is an axis of positions. `"(B T) D H W"` says that the
-    first axis holds T rows for each sample, one sample after the other; `"(B 3) D H W"` that there are three.
+    `B` is the sample axis and `D` the feature axis; every other name is an axis of positions. `"(B T) D H W"` means
+    that the first axis holds T rows per sample, sample by sample; `"(B 3) D H W"` means three rows per sample.
 
     Args:
-        text: the axes' names.
+        text: the names of the axes.
 
     Raises:
-        ValueError: not exactly one `B` and one `D`, a name twice, `D` or more than two names in a group.
+        ValueError: there is not exactly one `B` and one `D`, a name occurs twice, or a group contains `D` or more than
+            two names.
 
     >>> Layout("(B T) D H").to_positions(torch.zeros(6, 5, 4), samples=2).shape     # three rows, four positions each
     torch.Size([2, 12, 5])
@@ -54,10 +55,10 @@ class Layout:
         return len(self._axes[self.samples_axis]) == 2
 
     def samples(self, features: Tensor, name: str) -> int | None:
-        """How many samples the features hold; None where `"(B T)"` does not tell.
+        """The number of samples in the features; None if a group such as `"(B T)"` leaves it open.
 
         Raises:
-            ValueError: the features have another number of axes, or of rows.
+            ValueError: the number of axes or of rows does not match.
         """
         if features.ndim != len(self._axes):
             raise ValueError(
@@ -80,7 +81,7 @@ class Layout:
         return rows // parts
 
     def beside(self, flags: Tensor, features: Tensor, name: str) -> Tensor:
-        """Flags of the samples `[B, 1]` in a shape that broadcasts beside the features."""
+        """Reshape flags of the samples `[B, 1]` so that they broadcast with the features."""
         axis = self.samples_axis
         if self.grouped:
             each = self._divide(features, flags.shape[0], name)
@@ -91,7 +92,7 @@ class Layout:
         return flags.view([-1 if i == axis else 1 for i in range(features.ndim)])
 
     def samples_first(self, features: Tensor, samples: int, name: str = "") -> tuple[Tensor, int]:
-        """The features with the samples in the first axis, a group unfolded, and the axis that holds `D` then."""
+        """The features with samples first and groups unfolded, and the index of the axis `D` in the result."""
         names = [name for axis in self._axes for name in axis]
         axis = self.samples_axis
         if self.grouped:
@@ -116,7 +117,7 @@ class Layout:
 
 
 def last_layer(encoder: nn.Module) -> tuple[nn.Module, int] | tuple[None, None]:
-    """The last layer in an encoder that tells its width, and that width.
+    """The last layer in an encoder with a known output width, and that width.
 
     >>> last_layer(nn.Sequential(nn.Linear(64, 32), nn.ReLU()))
     (Linear(in_features=64, out_features=32, bias=True), 32)
@@ -142,7 +143,7 @@ _SEQUENCE_MODULES = (
 
 
 def layout_of(encoder: nn.Module, takes_states: bool) -> Layout | None:
-    """The layout of what one of torch's own sequence modules puts out; None of other modules.
+    """The output layout of one of torch's own sequence modules; None for other modules.
 
     Args:
         encoder: the module.
@@ -159,19 +160,19 @@ def layout_of(encoder: nn.Module, takes_states: bool) -> Layout | None:
 
 
 def infer_layout(features: Tensor, encoder: nn.Module, width: int | None, name: str) -> Layout:
-    """The layout of features for which the user gave none, where it is unambiguous.
+    """Infer the layout of features if the user gave none.
 
-    Two axes are `"B D"`. Of three and more, the axis as wide as the encoder's last layer holds the features; where two
-    are, the kind of that layer decides.
+    Two axes are `"B D"`. With three or more, the feature axis is the one as wide as the encoder's last layer. If two
+    axes have that width, the type of that layer decides.
 
     Args:
-        features: the first ones.
-        encoder: the module that has made them.
-        width: the features' width, where the user said it.
+        features: the features of the first forward pass.
+        encoder: the module that computed them.
+        width: the features' width, if the user gave it.
         name: the modality, for the error.
 
     Raises:
-        ValueError: it is ambiguous.
+        ValueError: the layout is ambiguous.
     """
     if features.ndim <= 2:
         return Layout("B D")
@@ -202,22 +203,22 @@ _CHANNELS_FIRST = (
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
 
-#: Packages whose models put the samples first, unless a layer in them says `batch_first=False`.
+#: Packages whose models use samples first, unless one of their layers has `batch_first=False`.
 _SAMPLES_FIRST = ("timm", "torch", "torchvision", "transformers")
 
 
 def _is_chain(encoder: nn.Module) -> bool:
-    """Whether an encoder is a layer of torch's or a sequence of such, so that its last layer runs last."""
+    """Whether an encoder is one of torch's layers or a sequence of them, so that its last layer runs last."""
     return all(_is_of(module, ("torch",)) for module in encoder.modules())
 
 
 def _is_of(module: nn.Module, packages: tuple[str, ...]) -> bool:
-    """Whether a module's class and those that it inherits from are of these packages; sharding adds torch's own."""
+    """Whether a module's class and its base classes come from these packages; sharding adds classes of torch."""
     return all(cls.__module__.split(".")[0] in (*packages, "builtins") for cls in type(module).__mro__)
 
 
 def _may_be_transposed(features: Tensor, encoder: nn.Module) -> bool:
-    """Whether the samples may be in the second axis: nothing tells them from positions there."""
+    """Whether the second axis may hold the samples, because nothing distinguishes them from positions."""
     if not all(getattr(module, "batch_first", True) for module in encoder.modules()):
         return True
     return features.shape[0] == features.shape[1] and not _is_of(encoder, _SAMPLES_FIRST)

@@ -1,4 +1,4 @@
-"""What an encoder puts out beside its features: which of it the model uses, and the way through the junction."""
+"""Encoder outputs other than the features: finds which ones the model uses, and passes them through the junction."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .selectors import Path, as_selector, floating_tensors, replace
 class OtherOutputs:
     """The other tensors of one encoder's output.
 
-    In the first step all of them pass through the junction and are watched in the backward pass; from then on those
-    that the multimodal loss came back through. Where there are none, nothing is left to do.
+    In the first step, all of them pass through the junction, and hooks record which ones get a gradient of the
+    multimodal loss. From then on, only those pass through it.
 
     Args:
         name: the modality.
-        junction: the encoder's.
-        drops: whether modality dropout may take the modality from some samples.
+        junction: the encoder's junction.
+        drops: whether modality dropout may remove the modality from some samples.
     """
 
     def __init__(self, name: str, junction: Junction | ParameterJunction, drops: bool) -> None:
@@ -39,23 +39,23 @@ class OtherOutputs:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to pass on and nothing to watch."""
+        """Whether nothing is left to pass on or to watch."""
         return self._paths is not None and not self._paths
 
     def pass_on(
         self, output: Any, path: Path, multimodal: Tensor, dropped: Tensor | None, again: bool
     ) -> Any:
-        """The encoder's output with the multimodal branch in the features' place, and the others behind the junction.
+        """Replace the features with their multimodal branch, and pass the other tensors through the junction.
 
         Args:
-            output: all of it.
-            path: to the features.
-            multimodal: their multimodal branch.
-            dropped: bool, beside the features; the samples that lose this modality.
-            again: whether activation checkpointing repeats the run, which is not watched again.
+            output: the whole output of the encoder.
+            path: path to the features.
+            multimodal: the multimodal branch of the features.
+            dropped: bool, broadcasts with the features; True for samples that lose this modality.
+            again: True if activation checkpointing repeats the run, which is not watched again.
 
         Raises:
-            ValueError: modality dropout cannot tell where the samples are.
+            ValueError: modality dropout cannot find the sample axis.
         """
         result = replace(output, path, multimodal)
         watching = self._paths is None and not again and not torch.compiler.is_compiling()
@@ -82,7 +82,7 @@ class OtherOutputs:
             tensor.register_hook(partial(self._mark, path))
 
     def _mark(self, path: Path, gradient: Tensor | None) -> None:
-        if gradient is None:  # the unimodal branch has one alone
+        if gradient is None:  # only the unimodal branch got a gradient
             return
         self._used.add(path)
         if path != self._selected and not self._junction.takes_others:
@@ -94,7 +94,7 @@ class OtherOutputs:
             )
 
     def _flags(self, path: Path, tensor: Tensor, features: Tensor, dropped: Tensor | None) -> Tensor | None:
-        """`dropped` in a shape that fits beside another output."""
+        """`dropped`, reshaped to broadcast with another output."""
         if dropped is None or tensor.shape == features.shape:
             return dropped
         axes = [axis for axis, size in enumerate(tensor.shape) if size == dropped.numel()]
@@ -113,13 +113,13 @@ class OtherOutputs:
         )
 
     def decide(self, alone: bool) -> None:
-        """After the first backward pass: keep what the model uses.
+        """After the first backward pass, keep only the outputs that the model uses.
 
         Args:
-            alone: whether the policy can only have the features replaced.
+            alone: whether the policy supports the features as the only used output.
 
         Raises:
-            RuntimeError: the model does not use what was selected, but something else; or more than can be handled.
+            RuntimeError: the model uses another output instead of the selected one, or more than the policy supports.
         """
         if self._paths is not None or not self._used:
             return

@@ -1,4 +1,4 @@
-"""Where the two gradients are combined at the encoders' parameters instead of their outputs."""
+"""Combines the two gradients at the encoders' parameters instead of their outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Weights = Callable[[Tensor], Tensor]  # as Combiner.combination_weights
 
 
 class ParameterJunction:
-    """One encoder's junction: a boundary behind its output, whose gradients go to the combiner of all encoders.
+    """One encoder's junction: a boundary after its output that sends gradients to the combiner of all encoders.
 
     Args:
         combiner: combines the gradients, shared by all encoders.
@@ -37,7 +37,7 @@ class ParameterJunction:
         self.name = name
 
     def pass_on(self, tensor: Tensor, dropped: Tensor | None) -> Tensor:
-        """Another output of the encoder; it must not be used, and is watched for that in the first step."""
+        """Pass on another output of the encoder. The model must not use it; the first step checks that."""
         return tensor.view_as(tensor)
 
     @disable_dynamo
@@ -47,7 +47,7 @@ class ParameterJunction:
         """The multimodal and the unimodal branch of the output of `encoder` for `inputs`, as `Junction.split`.
 
         Raises:
-            RuntimeError: an input needs a gradient, which the boundary would keep from it.
+            RuntimeError: an input needs a gradient, which the boundary would block.
         """
         parameters = [p for p in encoder.parameters() if p.requires_grad]
         if not output.requires_grad or not parameters:
@@ -61,15 +61,15 @@ class ParameterJunction:
 
 
 class BoundaryGradients(NamedTuple):
-    """What one backward pass brings to the boundary behind one encoder."""
+    """The gradients that one backward pass brings to the boundary of one encoder."""
 
-    output: Tensor  # the encoder's, with its graph
+    output: Tensor  # the encoder's output, with its graph
     gradients: list[Tensor]  # of the multimodal and the unimodal loss, or of the one that uses this encoder
     parameters: list[Tensor]  # the encoder's trainable ones
 
 
 class Groups(dict[tuple[torch.device, int, int], dict[str, BoundaryGradients]]):
-    """The boundary gradients of one backward pass, grouped by what can be combined together."""
+    """The boundary gradients of one backward pass, in groups that can be combined together."""
 
 
 def _nothing() -> None:
@@ -77,11 +77,11 @@ def _nothing() -> None:
 
 
 class ParameterCombiner:
-    """Runs both gradients through all encoders, and adds their combination to the parameters' gradients.
+    """Backpropagates both gradients through all encoders, and adds their combination to the parameters' gradients.
 
-    Boundaries only collect gradients. At the end of the training loop's one backward pass, two passes run from there
-    through all encoders together, since starting one costs as much as several small layers. Whatever scales the loss
-    scales both gradients alike, and a micro-batch is a batch of its own.
+    Boundaries only collect gradients. At the end of the training loop's backward pass, two passes run from the
+    boundaries through all encoders at once, because starting a pass costs as much as several small layers. Loss scaling
+    scales both gradients equally. Each micro-batch is combined separately.
 
     Args:
         weights: as `Combiner.combination_weights`.
@@ -89,7 +89,7 @@ class ParameterCombiner:
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._task = -1  # the backward pass under way
+        self._task = -1  # the current backward pass
         self._groups = (
             _nothing  # a weak reference: the backward pass holds the gradients, and drops them if it fails
         )
@@ -102,10 +102,10 @@ class ParameterCombiner:
         }  # a graph can be neither copied nor pickled
 
     def add(self, name: str, gradients: BoundaryGradients) -> None:
-        """Collect the gradients of one boundary, to be combined at the end of this backward pass.
+        """Collect the gradients of one boundary, to combine them at the end of this backward pass.
 
-        Encoders on one device that get equally many gradients are combined together. An encoder that has run more than
-        once is combined once for each run.
+        Encoders on the same device with the same number of gradients are combined together. An encoder that ran several
+        times is combined once per run.
         """
         task = backward_id()
         groups = self._groups()
@@ -148,7 +148,7 @@ class ParameterCombiner:
 
 
 class GradientBoundary(torch.autograd.Function):
-    """Splits a leaf into two branches, and hands what comes back through them to the junction's combiner."""
+    """Splits a leaf into two branches, and sends their gradients to the junction's combiner."""
 
     @staticmethod
     def forward(
@@ -164,7 +164,7 @@ class GradientBoundary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, multimodal: Tensor | None, unimodal: Tensor | None) -> tuple[None, None, None]:
-        """Collect the two gradients; the leaf itself gets none."""
+        """Collect the two gradients; the leaf itself gets no gradient."""
         junction, output, parameters = ctx.behind
         if multimodal is not None and ctx.dropped is not None:
             multimodal = multimodal.masked_fill(ctx.dropped, 0)
@@ -175,11 +175,11 @@ class GradientBoundary(torch.autograd.Function):
 
 
 def _apart(gradients: Sequence[Tensor], taken: set[int]) -> list[Tensor]:
-    """The gradients, copied where writing into one would change another tensor, or where it has gaps.
+    """The gradients, with copies of those that share memory with another tensor or have gaps in memory.
 
     Args:
-        gradients: will be written into.
-        taken: addresses of memory that must not change; the gradients' own are added.
+        gradients: gradients that the caller will write into.
+        taken: addresses of memory that must not change; the gradients' addresses are added.
     """
     result = []
     for gradient in gradients:

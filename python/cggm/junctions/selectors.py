@@ -1,4 +1,4 @@
-"""Selectors: where the features are in what an encoder puts out."""
+"""Selectors: find the features in an encoder's output."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def select(output: Any, selector: Selector, name: str) -> tuple[Tensor, Path]:
     `last_hidden_state`, ... (the first floating tensor) of a mapping or dataclass output.
 
     Args:
-        output: what the encoder puts out.
-        selector: an index, a key or an attribute; a tuple of them for a nested output; None to look.
+        output: the encoder's output.
+        selector: an index, a key or an attribute; a tuple of them for a nested output; None to search.
         name: the modality, for errors.
 
     Raises:
-        TypeError: no tensor there; the message lists those that are.
+        TypeError: the selector does not lead to a tensor; the message lists the tensors in the output.
 
     >>> select((torch.ones(2, 3), (torch.ones(1, 2), torch.zeros(1, 2))), (1, -1), "audio")
     (tensor([[0., 0.]]), (1, 1))
@@ -65,7 +65,7 @@ _PREFERRED = {"pooler_output": 0, "last_hidden_state": 1}
 
 
 def replace(output: Any, path: Path, features: Tensor) -> Any:
-    """The encoder's output with other features at the end of the path; the original is left alone.
+    """A copy of the encoder's output with other features at the path; the original is not mutated.
 
     >>> replace((1, [2, 3]), (1, 1), torch.ones(1))
     (1, [2, tensor([1.])])
@@ -101,7 +101,7 @@ def floating_tensors(output: Any, depth: int = 3) -> Iterator[tuple[Path, Tensor
 
 
 def _canonical(output: Any, step: Step) -> Step:
-    """A negative index, the name of a named tuple's field, or a number in a mapping, as what `_children` calls it."""
+    """Convert a negative index, a named tuple's field, or a number in a mapping to the step used by `_children`."""
     if isinstance(output, tuple) and isinstance(step, str):
         return output._fields.index(step)  # type: ignore[attr-defined]
     if isinstance(output, (tuple, list)):

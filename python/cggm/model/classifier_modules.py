@@ -37,11 +37,11 @@ class UnimodalClassifier(nn.Module):
 
     @property
     def width(self) -> int:
-        """The width of the features that it expects."""
+        """The expected width of the features."""
         return self.hidden.weight.shape[1]
 
     def fit(self, width: int) -> None:
-        """Give the first layer another input width, its parameter staying the same object."""
+        """Change the first layer's input width; its parameter stays the same object."""
         self.hidden.in_features = width
         self.hidden.weight.data = self.hidden.weight.new_empty(self.hidden.out_features, width)
         self.hidden.reset_parameters()
@@ -51,7 +51,7 @@ class UnimodalClassifier(nn.Module):
 
         Args:
             features: of one modality.
-            mask: bool `[B, T]`, False at positions that do not count; a sample needs one that does.
+            mask: bool `[B, T]`, False at padding; every sample needs at least one True.
         """
         positions = features.flatten(2).transpose(1, 2) if features.ndim > 3 else features  # [B, T, width]
         hidden = self.hidden(positions)
@@ -102,11 +102,11 @@ class UnimodalMapClassifier(nn.Module):
 
     @property
     def width(self) -> int:
-        """The channels that it expects."""
+        """The expected number of channels."""
         return self.hidden.weight.shape[1]
 
     def fit(self, width: int) -> None:
-        """Give the first layer another number of input channels, its parameter staying the same object."""
+        """Change the first layer's number of input channels; its parameter stays the same object."""
         weight = self.hidden.weight
         self.hidden.in_channels = width
         weight.data = torch.empty(

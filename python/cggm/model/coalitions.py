@@ -1,4 +1,4 @@
-"""The fusion run again on other features: what each modality contributes to the head's output."""
+"""Runs the fusion again on other features, to measure each modality's contribution to the head's output."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class CoalitionForward:
     """Runs the fusion again with some modalities' features zeroed; the encoders themselves run once.
 
-    Their outputs are kept from the training loop's own forward pass, and put in the encoders' place while the
-    model's forward function is called again, under the same autocast. Works for any
-    fusion whose forward function calls each encoder once.
+    It keeps the encoders' outputs from the training loop's forward pass. The model's forward function then runs again
+    under the same autocast, with these outputs in place of the encoders. It works with any fusion whose forward
+    function calls each encoder once.
 
     Args:
         model: the user's model, unwrapped.
-        head_path: name of its output layer, whose output is what a coalition of modalities is worth.
+        head_path: name of its output layer; the layer's output is the value of a coalition of modalities.
         encoders: the model's encoders.
     """
 
@@ -58,7 +58,7 @@ class CoalitionForward:
         self._output: Tensor | None = None
 
     def attribute(self, permutations: int) -> ShapleyAttribution:
-        """Shapley values of the modalities in the head's output of the forward pass just made.
+        """Shapley values of the modalities for the head's output in the latest forward pass.
 
         Args:
             permutations: as in `coalitions`.
@@ -80,10 +80,10 @@ class CoalitionForward:
 
     @property
     def output(self) -> Tensor:
-        """What the head made of the forward pass just made, with its graph.
+        """The head's output in the latest forward pass, with its graph.
 
         Raises:
-            RuntimeError: there was none of the whole model.
+            RuntimeError: the whole model has not run.
         """
         if self._call is None or not isinstance(self._output, Tensor):
             raise RuntimeError(
@@ -94,14 +94,14 @@ class CoalitionForward:
 
     @property
     def features(self) -> list[Tensor]:
-        """The M encoders' features of the forward pass just made, with their graphs."""
+        """The M encoders' features in the latest forward pass, with their graphs."""
         return [hook.features[-1] for hook in self._encoders.hooks]
 
     def __call__(self, features: Sequence[Tensor]) -> Tensor:
-        """What the head makes of other features, with its graph: the model's forward function, without its encoders.
+        """The head's output for other features, with its graph; runs the forward function without its encoders.
 
         Args:
-            features: M tensors of the shapes that the encoders put out.
+            features: M tensors with the shapes of the encoders' outputs.
 
         Raises:
             RuntimeError: the forward function does not reach the head.
@@ -121,7 +121,7 @@ class CoalitionForward:
 
     @contextlib.contextmanager
     def _standing_in(self, features: Sequence[Tensor]) -> Iterator[None]:
-        """The features in place of what the encoders put out. The encoders' own functions come back on every error."""
+        """Replace the encoders' outputs with these features. The encoders are restored even after an error."""
         encoders, hooks = self._encoders.modules(), self._encoders.hooks
         own = [encoder.__dict__.get("forward") for encoder in encoders]
         outputs = [replace(*hook.output, x) for hook, x in zip(hooks, features, strict=True)]
@@ -157,7 +157,7 @@ class CoalitionForward:
 
 @contextlib.contextmanager
 def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each of its modules in the mode that it was in."""
+    """Put the model in evaluation mode; afterwards restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -172,10 +172,10 @@ def _always(output: Any) -> Callable[..., Any]:
 
 
 class ShapleyAttribution:
-    """The coalitions' values `v(S)` and the weights that make each modality's response of them.
+    """The coalitions' values `v(S)`, and the weights that turn them into each modality's response.
 
     Args:
-        values: S tensors of the head's output's shape, with their graphs; the last one of all modalities.
+        values: S tensors in the shape of the head's output, with their graphs; the last is for all modalities.
         weights: `[M, S]` float32.
     """
 
@@ -184,15 +184,15 @@ class ShapleyAttribution:
         self._weights = weights
 
     def responses(self) -> list[Tensor]:
-        """The M responses `m_i`, outside of autograd; they add up to what the head put out."""
+        """The M responses `m_i`, outside autograd; they add up to the head's output."""
         stacked = torch.stack([value.detach().float() for value in self._values])  # [S, B, C]
         return list(torch.tensordot(self._weights, stacked, 1))  # M times [B, C]
 
     def term(self, loss: Tensor, coefficients: Tensor) -> Tensor:
-        """A loss term of value 0 that multiplies the gradient which enters `m_i` by `coefficients[i]`.
+        """A loss term of value 0 that multiplies the gradient entering `m_i` by `coefficients[i]`.
 
-        With `δ` the loss's gradient at the head's output, `v(S)` receives `Σ_i c_i W[i, S] δ` instead of what
-        the loss alone sends. Being a part of the loss, it is scaled and accumulated like the rest of it.
+        With `δ` the loss's gradient at the head's output, `v(S)` receives `Σ_i c_i W[i, S] δ` instead of the plain
+        gradient. The term is part of the loss, so it is scaled and accumulated with it.
 
         Args:
             loss: the multimodal loss, 0-dimensional.

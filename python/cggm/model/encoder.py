@@ -1,4 +1,4 @@
-"""One encoder as the user names it, with all that is said about it."""
+"""The user's description of one encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..junctions.selectors import Selector
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder and all that is said about it. Its name alone, or the module, is the short form.
+    """Describes an encoder. The short form is just its name or the module.
 
     Args:
         module: dotted name of the submodule, or the module; a list of them where the encoder is made of several, the
@@ -32,7 +32,7 @@ class Encoder:
             they do: the name of an input of the encoder, or a function of its inputs.
 
     Raises:
-        ValueError: a layout that is none.
+        ValueError: `layout` is not a valid layout.
 
     >>> Encoder("bert", output="last_hidden_state", mask="attention_mask").layout is None
     True
@@ -57,9 +57,9 @@ class Encoder:
 
     @classmethod
     def of(cls, given: Any) -> Encoder:
-        """An encoder as the user passed it: of this class, a name, a module, a list, or a pair (module, output).
+        """Convert the user's value: an `Encoder`, a name, a module, a list, or a pair (module, output).
 
-        The pair's second part may also be a function, which is then the layout.
+        The second part of a pair may also be a function, which is then used as the layout.
         """
         if isinstance(given, Encoder):
             return given
@@ -69,10 +69,10 @@ class Encoder:
 
 
 def read_encoders(encoders: Any) -> dict[str, Encoder]:
-    """The user's mapping of encoders, every one a value of `Encoder`.
+    """Convert the user's mapping of encoders to `Encoder` values.
 
     Raises:
-        ValueError: not a mapping of at least two modalities.
+        ValueError: `encoders` is not a mapping with at least two modalities.
     """
     if not isinstance(encoders, Mapping) or len(encoders) < 2:
         raise ValueError(

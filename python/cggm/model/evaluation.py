@@ -12,7 +12,7 @@ from ..tasks import Task
 
 
 class UnimodalEvaluation(NamedTuple):
-    """What the unimodal classifiers make of a batch."""
+    """The unimodal classifiers' losses and outputs on a batch."""
 
     total: Tensor  # sum of the M losses, 0-dimensional, with its graph
     losses: Tensor  # [M] float32, outside of autograd
@@ -26,17 +26,17 @@ def unimodal_losses(
     target: Tensor,
     masks: Sequence[Tensor | None] | None = None,
 ) -> UnimodalEvaluation:
-    """Run the classifiers on their features, and the task's loss on what they put out.
+    """Run the classifiers on their features, and compute the task's loss for each output.
 
     Args:
         classifiers: M modules.
         features: M tensors.
         task: its loss trains the classifiers.
-        target: in a form that the task knows.
-        masks: M masks of the positions that count, or None each.
+        target: in a form that the task accepts.
+        masks: for each of M modalities, a mask of the positions that count, or None.
 
     Raises:
-        ValueError: a target that does not fit.
+        ValueError: the target does not fit the task.
     """
     masks = masks or [None] * len(features)
     outputs = [_run(*each) for each in zip(classifiers, features, masks, strict=True)]

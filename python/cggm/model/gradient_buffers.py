@@ -14,23 +14,23 @@ from ..distributed.context import DistributedContext
 from ..torch_private import at_end_of_backward, foreach_copy_, foreach_zero_
 from .encoders import EncoderSet
 
-_ALIGNMENT = 64  # bytes: a gradient begins where a cache line does
+_ALIGNMENT = 64  # bytes: each gradient starts at a cache line
 
 
 class GradientBuffers:
-    """Keeps the gradients of a model in one buffer per dtype and device, of which every `p.grad` is a view.
+    """Keeps a model's gradients in one buffer per dtype and device; every `p.grad` is a view of a buffer.
 
-    Backward makes gradients wherever it likes; `gather` moves those that are not views yet into the buffers, and
-    leaves views. Every parameter that can be trained has its place; where it has no gradient, `p.grad` stays None and
-    its place holds zeros. So processes that train one model have the same buffers.
+    Backward may allocate gradients anywhere. `gather` moves those that are not views yet into the buffers, and makes
+    them views. Every trainable parameter has a place. If it has no gradient, `p.grad` stays None and its place holds
+    zeros, so all processes that train one model have the same buffers.
 
     Args:
-        model: the user's model with the unimodal classifiers, out of its wrappers.
-        encoders: which parameter belongs to which modality.
-        context: refuses where something else lays gradients out.
+        model: the user's model with the unimodal classifiers, without its wrappers.
+        encoders: map parameters to modalities.
+        context: raises if something else manages the gradients' memory.
 
     Raises:
-        ValueError: `fully_shard`, or DistributedDataParallel's own buffers.
+        ValueError: `fully_shard` or DistributedDataParallel already manages the gradients' memory.
     """
 
     def __init__(self, model: nn.Module, encoders: EncoderSet, context: DistributedContext) -> None:
@@ -41,7 +41,7 @@ class GradientBuffers:
     def _forget(self) -> None:
         self._buffers: tuple[Tensor, ...] = ()
         self._places: dict[Tensor, tuple[Tensor, int]] = {}  # parameter -> view of a buffer, its address
-        self._gaps: list[Tensor] = []  # what no gradient fills, for the sake of alignment
+        self._gaps: list[Tensor] = []  # padding between gradients, for alignment
         self._known: tuple[Any, list[Tensor]] = (None, [])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,27 +49,27 @@ class GradientBuffers:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()  # gradients of a copy are no views
+        self._forget()  # a copy's gradients are not views
 
     def backward_started(self) -> None:
-        """Gather at the end of the backward pass that calls this, after what others have queued in it."""
+        """Gather at the end of the current backward pass, after all callbacks queued before."""
         if not torch.compiler.is_compiling():  # which has no such queue: the step gathers
             at_end_of_backward(lambda: at_end_of_backward(self._gather_unless_recorded))
 
     def _gather_unless_recorded(self) -> None:
         gradients = (p.grad for p in self._parameters())
-        # With create_graph=True somebody wants the gradients' graph.
+        # With create_graph=True, the caller needs the gradients' graph.
         if not any(g is not None and g.requires_grad for g in gradients):
             self.gather()
 
     def buffers(self) -> tuple[Tensor, ...]:
-        """The buffers, one `[N]` per dtype and device, with all gradients in them as they are now."""
+        """The buffers, one `[N]` per dtype and device, with all current gradients."""
         self.gather()
         return self._buffers
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Make every gradient a view of its buffer, and everything else there zero.
+        """Make every gradient a view of its buffer, and zero the rest of the buffers.
 
         Raises:
             RuntimeError: a sparse gradient.
@@ -93,12 +93,12 @@ class GradientBuffers:
             foreach_zero_(empty)
 
     def _is_in_place(self, parameter: Tensor) -> bool:
-        """Whether its gradient is the view, and the view is where it was: `model.to(...)` moves what is in it."""
+        """Whether the parameter's gradient is its view, at the same address: `model.to(...)` moves gradients."""
         view, address = self._places.get(parameter, (None, 0))
         return view is parameter.grad and view.data_ptr() == address
 
     def _fits(self, parameter: Tensor) -> bool:
-        """Whether its gradient can be copied into its place."""
+        """Whether the parameter's gradient can be copied into its place."""
         view, address = self._places.get(parameter, (None, 0))
         return view is not None and view.data_ptr() == address and _alike(view, parameter.grad)
 
@@ -111,7 +111,7 @@ class GradientBuffers:
         return self._known[1]
 
     def _lay_out(self) -> None:
-        """Make buffers for all parameters that can be trained, or have a gradient all the same."""
+        """Allocate buffers for all parameters that are trainable or have a gradient."""
         kinds: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, Tensor]]] = {}
         for parameter in self._parameters():
             if parameter.requires_grad or parameter.grad is not None:

@@ -1,4 +1,4 @@
-"""Each modality's share of what a linear head on the concatenated features puts out."""
+"""Splits the output of a linear head on concatenated features into each modality's share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..torch_private import recomputing
 def split_head(features: Sequence[Tensor], head: nn.Module) -> list[Tensor]:
     """Each modality's share of the output of a linear head on concatenated features.
 
-    `o_i = z_i W_iᵀ + b / M`, where `W_i` are the columns of the head's weight that modality i meets.
+    `o_i = z_i W_iᵀ + b / M`, where `W_i` are the columns of the head's weight that multiply modality i's features.
 
     Args:
         features: M tensors `[B, width_i]`, in the order in which the model concatenates them.
         head: the fusion's output layer, an `nn.Linear` of `Σ width_i` inputs.
 
     Returns:
-        M tensors `[B, C]`, outside of autograd, that add up to the head's output.
+        M tensors `[B, C]`, outside autograd, that add up to the head's output.
 
     Raises:
         ValueError: a head of another kind or width.
@@ -63,7 +63,7 @@ class HeadSplit:
         self._input: Tensor | None = None
 
     def attach(self) -> None:
-        """Watch what the head gets."""
+        """Record the head's input in every forward pass."""
         head = self._model.get_submodule(self._head_path)
         self._handle = head.register_forward_pre_hook(self._keep_input)
 

@@ -1,4 +1,4 @@
-"""`optimizer.explain()`: one batch through the wrapper, and what it shows about the model."""
+"""`optimizer.explain()`: runs one batch and reports what the wrapper found in the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..junctions.selectors import as_selector, floating_tensors, select
 
 @dataclass
 class EncoderReport:
-    """What one batch showed about one modality."""
+    """Findings about one modality from one batch."""
 
     modality: str
     module: str

@@ -1,4 +1,4 @@
-"""What lies behind wrappers, where a submodule is, and which tensors a loss was made of."""
+"""Looks up the module inside wrappers, submodules by name, and the tensors that a loss depends on."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def find_module(model: nn.Module, module: str | nn.Module, argument: str) -> tup
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:
-    """What `model.get_submodule(path)` returns, in a fifth of the time; every step asks for some."""
+    """The same as `model.get_submodule(path)` in a fifth of the time; every step calls it."""
     for name in path.split("."):
         model = child(model, name)
     return model
 
 
 def reached(loss: Tensor, tensors: Sequence[Tensor]) -> set[Any]:
-    """The nodes of autograd's graph that made those of the tensors which the loss was made of.
+    """The autograd nodes of those tensors that the loss depends on.
 
     >>> import torch
     >>> used, other = (torch.ones(1, requires_grad=True) * 2 for _ in range(2))

@@ -23,7 +23,7 @@ from .reading import FeatureReader
 
 
 class CapturedRun(NamedTuple):
-    """What one forward pass has left behind."""
+    """The features recorded in one forward pass."""
 
     captured: Sequence[Tensor]  # M features, as the encoders put them out
     features: Sequence[Tensor]  # M, as the classifiers read them
@@ -31,9 +31,9 @@ class CapturedRun(NamedTuple):
 
 
 class MultimodalModel:
-    """Finds the parts by name, attaches what balancing needs, and takes it off again.
+    """Finds the parts of a model by name, and attaches and detaches hooks and unimodal classifiers.
 
-    Modules are looked up by name whenever they are used: sharding and compilation replace objects, not names.
+    It looks modules up by name at every use, because sharding and compilation replace objects but keep names.
 
     Args:
         model: the user's model, behind `torch.compile` or `DistributedDataParallel` or not.
@@ -179,7 +179,7 @@ class MultimodalModel:
             watcher.attach()
 
     def detach(self, optimizer: Optimizer) -> None:
-        """Undo `attach`: the model is as it was before, with what it has learnt."""
+        """Undo `attach`. The model keeps its trained weights."""
         self.encoders.detach()
         self.context.detach()
         for watcher in self._watchers():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FeatureReader:
-    """Puts one modality's features into the form that its unimodal classifier takes.
+    """Converts one modality's features to the form that its unimodal classifier accepts.
 
     A default classifier gets `[B, D]`, `[B, positions, D]` or a map `[B, D, ...]`. A module of the user's gets the
     features as they are, or with a layout the samples first and the other axes in their order.
@@ -46,7 +46,7 @@ class FeatureReader:
             )
 
     def samples(self, features: Tensor) -> int | None:
-        """How many samples the features hold; None where only another modality or the target tells."""
+        """The number of samples in the features; None if only another modality or the target determines it."""
         if isinstance(self._layout, Layout):
             return self._layout.samples(features, self._name)
         return None if callable(self._layout) or not features.ndim else features.shape[0]

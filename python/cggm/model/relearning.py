@@ -1,4 +1,4 @@
-"""Diagnosing and re-learning (Wei et al., ECCV 2024, arXiv 2407.09705): encoders go back towards where they began."""
+"""Diagnosing and re-learning (Wei et al., ECCV 2024, arXiv 2407.09705): moves encoders towards their first weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Batches = Iterable[tuple[Any, Tensor]]
 
 
 class Relearning(NamedTuple):
-    """What `relearn` has found and done, `[M]` each."""
+    """The result of `relearn`, `[M]` each."""
 
     shares: Tensor  # how far each encoder went towards its first weights, 0 for not at all
     train: Tensor  # purity of the clusters of the training samples' features
@@ -35,7 +35,7 @@ def relearn(
     initial: Mapping[str, Tensor],
     strength: float = 3.0,
 ) -> Relearning:
-    """Set each encoder back by how much worse its features separate the classes of samples that it has not seen.
+    """Move each encoder towards its first weights; the worse it separates unseen samples, the farther.
 
     `θ_i ← (1 − a_i) θ_i + a_i θ_i(0)` with `a_i = tanh(λ |purity_train − purity_validation|)`. The purity is the share
     of samples in the most frequent class of their cluster, of the features scaled to `[−1, 1]` in each dimension, in as

@@ -1,4 +1,4 @@
-"""How well each modality does by itself: the unimodal losses, and the scores that the policy's roles compare."""
+"""Scores each modality by itself: the unimodal losses, and the scores that the policy's roles compare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .multimodal import CapturedRun, MultimodalModel
 
 
 class ModalityScores(NamedTuple):
-    """What a forward pass tells about the modalities."""
+    """The modalities' losses and scores in a forward pass."""
 
     unimodal: Tensor  # the sum of the M unimodal losses, 0-dimensional, with its graph
     scores: Tensor  # [R, M] float32, a row for each role that reads scores; higher is better

@@ -1,4 +1,4 @@
-"""Shapley values: which coalitions of modalities to ask, and how their answers add up to one share each."""
+"""Shapley values: which coalitions of modalities to evaluate, and how to weight their values."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How a step is taken: scaling, direction, fused kernels, checkpoints."""
+"""The optimizer step: gradient scaling, head direction, fused kernels and checkpoints."""

@@ -1,4 +1,4 @@
-"""What a balancing optimizer tells about itself, does between steps, and saves; `optimizer.py` has the step itself."""
+"""Everything a balancing optimizer offers outside a step, checkpoints included; the step is in `optimizer.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORGOTTEN = 3  # so many steps in a row without balance() are no accident
 
 
 class BalancedOptimizer(OptimizerWrapper):
-    """An optimizer with a plan, a multimodal model and the state of a step, all made by the subclass."""
+    """An optimizer with a plan, a multimodal model and the state of a step; the subclass creates all three."""
 
     _plan: Plan
     _model: MultimodalModel
@@ -35,7 +35,7 @@ class BalancedOptimizer(OptimizerWrapper):
     _executor: StepExecutor
     _buffers: GradientBuffers | None
     _unbalanced: int  # steps in a row without balance()
-    _fresh: bool  # no classifier has learnt anything: a guessed width may still be corrected
+    _fresh: bool  # no classifier has been trained yet, so a guessed width may still be corrected
 
     @property
     def policy(self) -> Policy:
@@ -49,9 +49,10 @@ class BalancedOptimizer(OptimizerWrapper):
 
     @property
     def active(self) -> bool:
-        """Whether the policy acts, True at first; set it from the training loop to start or stop balancing.
+        """Whether balancing is on. It starts as True; the training loop may set it at any time.
 
-        While False the model trains as without the wrapper, and the classifiers learn on. Not part of checkpoints.
+        While it is False, the model trains as if there were no wrapper, and the unimodal classifiers keep training.
+        Checkpoints do not save it.
         """
         return self._state.plan is self._plan
 
@@ -69,9 +70,9 @@ class BalancedOptimizer(OptimizerWrapper):
 
     @property
     def uses_fused_step(self) -> bool:
-        """Whether a balanced step goes through this library's kernels, which apply coefficients on the way.
+        """Whether a balanced step runs in this library's kernels, which apply the coefficients themselves.
 
-        `.grad` then stays as backward left it. `fused_step.unsupported_reason()` says why it cannot be.
+        A fused step does not change `.grad`. `fused_step.unsupported_reason()` says why a step cannot be fused.
         """
         return self._executor.uses_fused_step(self._plan)
 
@@ -93,23 +94,23 @@ class BalancedOptimizer(OptimizerWrapper):
             )
 
     def flatten_gradients(self) -> None:
-        """From now on lay all gradients out in `gradient_buffers`, every `.grad` a view, by the end of backward.
+        """From now on, every backward pass ends with all gradients in `gradient_buffers`; each `.grad` is a view.
 
         Raises:
-            ValueError: `fully_shard` or DistributedDataParallel lay them out already.
+            ValueError: `fully_shard` or DistributedDataParallel already manages the gradients' memory.
         """
         if self._buffers is None:
             self._buffers = GradientBuffers(self._model.module, self._model.encoders, self._model.context)
 
     @property
     def gradient_buffers(self) -> tuple[Tensor, ...]:
-        """After `flatten_gradients()` all gradients, modality by modality: one `[N]` per dtype and device."""
+        """All gradients after `flatten_gradients()`, modality by modality: one `[N]` per dtype and device."""
         return () if self._buffers is None else self._buffers.buffers()
 
     def explain(self, forward: Callable[[], Tensor], target: Tensor) -> Explanation:
-        """Run one batch before training, and return a table of what the wrapper found in the model, with warnings.
+        """Run one batch before training; return a table of what the wrapper found in the model, with warnings.
 
-        The model is left as it was: weights, buffers, gradients, random numbers, scores.
+        Nothing changes: weights, buffers, gradients, scores and the random number generators stay as they were.
 
         Args:
             forward: runs the model on the batch and returns the multimodal loss.
@@ -122,19 +123,22 @@ class BalancedOptimizer(OptimizerWrapper):
     def relearn(
         self, train: Batches, validation: Batches, initial: Mapping[str, Tensor], strength: float = 3.0
     ) -> Relearning:
-        """Set each encoder back towards `initial`, by its gap to unseen samples: `cggm.model.relearning.relearn`."""
+        """Move each encoder back towards `initial` according to its generalization gap.
+
+        See `cggm.model.relearning.relearn`.
+        """
         self._state.check_between_steps("relearn()")
         return relearn(self._model, train, validation, initial, strength)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the wrapped optimizer; encoders' new parameters are modulated from now on."""
+        """Add a parameter group to the wrapped optimizer; new encoder parameters are balanced from now on."""
         super().add_param_group(param_group)
         self._model.encoders.refresh()
 
     def detach(self) -> None:
-        """Take the hooks, the unimodal classifiers and their parameter group off again.
+        """Remove the hooks, the unimodal classifiers and their parameter group.
 
-        The model is then as it was before, with what it has learnt, and the wrapped optimizer goes on alone.
+        The model keeps its trained weights, and the wrapped optimizer can continue on its own.
         """
         self._model.detach(self.base)
 
@@ -149,7 +153,7 @@ class BalancedOptimizer(OptimizerWrapper):
         state = self._state.state or direction.initial_state(self._plan, self._model)
         checkpoint.add_entries(state_dict, self.base, self._model.classifiers, state)
 
-    @torch.inference_mode(False)  # what is made under inference mode cannot be updated outside of it
+    @torch.inference_mode(False)  # tensors created in inference mode cannot be updated outside it
     def _load(self, state_dict: dict[str, Any]) -> None:
         classifiers, expected = self._model.classifiers, direction.initial_state(self._plan, self._model)
         entries = checkpoint.take_entries(state_dict, self.base, classifiers, expected, self._fresh)

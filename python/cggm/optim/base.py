@@ -1,4 +1,4 @@
-"""An optimizer around another one, accepted wherever torch accepts an optimizer."""
+"""An optimizer that wraps another one and is accepted wherever torch accepts an optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..torch_private import HOOK_TABLES, is_watched
 from .checkpoint_checks import check_containers
 from .fused import FusedStep
 
-# Optimizers that cannot drive the classifiers' parameters, and what to do instead.
+# Optimizers that cannot train the classifiers' parameters, and what to do instead.
 _REFUSED = {
     LBFGS: "it evaluates the loss many times a step and takes one parameter group only; use SGD or AdamW",
     Muon: "it takes matrices only, not the classifiers' biases; wrap the optimizer of the other parameters "
@@ -24,16 +24,16 @@ _REFUSED = {
 
 
 class OptimizerWrapper(Optimizer):
-    """A `torch.optim.Optimizer` whose groups, state and defaults are those of `base`, live.
+    """A `torch.optim.Optimizer` that shares the groups, state and defaults of `base`.
 
-    They are properties, since copies would go stale as soon as `load_state_dict` replaces the base's. Nothing else is
-    delegated: an attribute such as `_step_supports_amp_scaling` promises something that only the base's own step does.
+    They are properties, because copies would go stale as soon as `load_state_dict` replaces those of `base`. Nothing
+    else is delegated: an attribute such as `_step_supports_amp_scaling` describes only the step of `base` itself.
 
     Args:
-        base: the optimizer to drive.
+        base: the optimizer to wrap.
 
     Raises:
-        TypeError: not an optimizer, already wrapped, or one that cannot drive the unimodal classifiers.
+        TypeError: `base` is not an optimizer, is already wrapped, or cannot train the unimodal classifiers.
     """
 
     def __init__(self, base: Optimizer) -> None:
@@ -52,7 +52,7 @@ class OptimizerWrapper(Optimizer):
 
     @staticmethod
     def profile_hook_step(step: Callable[..., Any]) -> Callable[..., Any]:
-        """Put torch's hooks and profiler label around `step`, but only where somebody looks at them."""
+        """Add torch's hooks and profiler label to `step`, used only while a hook or a profiler is active."""
         hooked = Optimizer.profile_hook_step(step)
 
         @wraps(step)
@@ -78,10 +78,10 @@ class OptimizerWrapper(Optimizer):
 
     @property
     def max_norm(self) -> float | None:
-        """The norm to which `step()` clips the model's gradients, after modulation; None, at first, for no clipping.
+        """The norm to which `step()` clips the model's gradients after modulation; None, the default, disables it.
 
-        It is the norm of all gradients together without the unimodal classifiers', as in `clip_grad_norm_`. Set it
-        from the training loop. It is not part of checkpoints.
+        As in `clip_grad_norm_`, it limits the norm of all gradients together. Gradients of the unimodal classifiers do
+        not count. The training loop may set it at any time. Checkpoints do not save it.
         """
         return self._max_norm
 
@@ -96,11 +96,11 @@ class OptimizerWrapper(Optimizer):
         self.base.add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A scheduler replaces `step` on the instance by a closure over this very object: a copy makes its own.
+        # A scheduler replaces `step` on the instance with a closure over this object; a copy must not inherit it.
         return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state dict, with what `_add_to_state_dict` adds."""
+        """The wrapped optimizer's state dict plus the entries from `_add_to_state_dict`."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         state_dict = self.base.state_dict()
@@ -111,13 +111,13 @@ class OptimizerWrapper(Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned. An error changes nothing.
+        """Load a state dict from `state_dict()`. If loading fails, nothing has changed.
 
         Args:
-            state_dict: left alone. NaN is loaded as any other number.
+            state_dict: not mutated. NaN is loaded like any other number.
 
         Raises:
-            TypeError, ValueError: a field is missing or does not fit; the message names it.
+            TypeError, ValueError: a field is missing or does not fit; the message names the field.
         """
         check_containers(state_dict)
         state_dict = dict(state_dict)
@@ -136,7 +136,7 @@ class OptimizerWrapper(Optimizer):
 
 
 def complete_state(optimizer: Optimizer) -> None:
-    """Give Adagrad the state of parameters that were added later: torch 2.11 does not, and then fails in `step()`."""
+    """Create Adagrad's state for parameters added later; torch 2.11 does not, and then fails in `step()`."""
     if type(optimizer) is not Adagrad:
         return
     parameters = (p for group in optimizer.param_groups for p in group["params"])

@@ -1,4 +1,4 @@
-"""The head's direction: its gradient is turned towards the unimodal classifiers that should catch up."""
+"""Head direction: turns the head's gradient towards the unimodal classifiers that lag behind."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def rotate_(
 ) -> None:
     """Turn the head's gradient in place, in closed form.
 
-    `g ← g + λ ‖g‖ Σ_i B_i (u_i / ‖u_i‖ − cos_i · g / ‖g‖)`: each bracket is the part of `u_i` at right angles
-    to `g`, so that to first order the norm stays. A zero `u_i` counts as nothing.
+    `g ← g + λ ‖g‖ Σ_i B_i (u_i / ‖u_i‖ − cos_i · g / ‖g‖)`. Each bracket is the part of `u_i / ‖u_i‖` orthogonal to
+    `g`, so the norm stays the same to first order. A zero `u_i` contributes nothing.
 
     Args:
         gradient: `[C, H]`, gradient of the head's weight; mutated.
-        unimodal: M tensors of that shape, gradients of the classifiers' output weights.
+        unimodal: M tensors `[C, H]`, gradients of the classifiers' output weights.
         cosines: `[M]`, their cosines with `gradient`.
         weights: `[M]`, balancing terms `B_i`.
         lam: λ `>= 0`.
     """
     groups, gradient = shard_groups(gradient), local(gradient)
-    stacked = torch.stack([local(u) for u in unimodal]).float().flatten(1)  # [M, D], or of this shard
+    stacked = torch.stack([local(u) for u in unimodal]).float().flatten(1)  # [M, D], D of this shard
     norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)[None]
     norms = torch.cat([norm, torch.linalg.vector_norm(stacked, dim=1)])  # [1 + M]
     if groups:
@@ -65,10 +65,10 @@ class _LinearTerm(torch.autograd.Function):
 
 
 def linear_term(value: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-    """A loss term of the given value whose gradient, with respect to `weight`, is `gradient`.
+    """A loss term with the given value and with `gradient` as its gradient with respect to `weight`.
 
-    It reaches the weight through the ordinary backward pass, so that loss scaling, accumulation and gradient
-    reduction treat it like every other part of the loss. The weight itself is not read.
+    The gradient reaches the weight in the ordinary backward pass, so loss scaling, accumulation and gradient
+    reduction treat it like the rest of the loss. The weight's values are not read.
     """
     return _LinearTerm.apply(value.detach(), weight, gradient.detach())
 
@@ -78,14 +78,14 @@ def gradient_term(
 ) -> Tensor:
     """The paper's `L_gm = (1/M) Σ_i (|B_i| − B_i cos(∇_{W_Ω} L, ∇_{W_i} L_i))` (equation 9).
 
-    Differentiated through the head's gradient, with respect to the head's weight alone. The gradients inside are
-    means over all ranks, so that several processes turn the head as one process does on the joined batch.
+    It is differentiated through the head's gradient, with respect to the head's weight only. The gradients inside it
+    are means over all ranks, so several processes give the same direction as one process on the whole batch.
 
     Args:
         loss: the multimodal loss, 0-dimensional, twice differentiable.
-        unimodal: the sum of the M unimodal losses, of which each knows one of the outputs.
+        unimodal: the sum of the M unimodal losses; each depends on one of `outputs`.
         head: weight `[C, H]` of the head.
-        outputs: the M classifiers' output weights, of that shape.
+        outputs: the M classifiers' output weights `[C, H]`.
         weights: `[M]`, balancing terms `B_i`.
     """
     gradients = torch.autograd.grad(unimodal, list(outputs), retain_graph=True)
@@ -101,10 +101,10 @@ def gradient_term(
 
 
 def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> State:
-    """Value and gradient of the released script's `G = (1/M) (Σ |B_i| − Σ B_i cos(W_i, W_Ω))`, for the next step.
+    """Value and gradient of `G = (1/M) (Σ |B_i| − Σ B_i cos(W_i, W_Ω))` for the next step, as in the released script.
 
     Args:
-        head: weight `[C, H]` of the head, `W_Ω`; gathered where it is sharded.
+        head: weight `[C, H]` of the head, `W_Ω`; gathered if it is sharded.
         outputs: the M classifiers' output weights `W_i`.
         weights: `[M]`, balancing terms `B_i`.
     """
@@ -117,16 +117,16 @@ def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> S
 
 
 def initial_state(plan: Plan, model: MultimodalModel) -> State:
-    """The policy's state before the first step, with what its direction remembers: all that a checkpoint holds.
+    """The policy's state before the first step, including the head direction's: everything a checkpoint holds.
 
     Args:
-        plan: says what there is to remember.
-        model: its modalities and its head.
+        plan: the roles that keep a state.
+        model: provides the modalities and the head.
     """
     head = model.head_weight
     state = step_state.initial_state(plan, torch.zeros(len(model.encoders.names), device=head.device))
     if plan.direction is not None and plan.direction.kind == "weights":
-        empty = {"device": head.device, "dtype": head.dtype}  # of the whole, where the head itself is sharded
+        empty = {"device": head.device, "dtype": head.dtype}  # the full shape, even if the head is sharded
         state = {**state, "direction_value": torch.zeros((), **empty)}
         state["direction_gradient"] = torch.zeros(head.shape, **empty)
     return state
@@ -139,17 +139,17 @@ def loss_term(
     weights: Tensor,
     state: State,
 ) -> Tensor | None:
-    """The part of a direction that is a term of the loss, times λ; None where there is none.
+    """The loss term of a head direction, times λ; None if this direction has no loss term.
 
     Args:
-        direction: which direction, and its λ.
-        model: its head, and the classifiers' output layers.
-        losses: the multimodal loss, and the sum of the M unimodal ones.
+        direction: the kind of direction and its λ.
+        model: provides the head and the classifiers' output layers.
+        losses: the multimodal loss, and the sum of the M unimodal losses.
         weights: `[M]`, balancing terms of this step.
-        state: the policy's, as of the last step taken.
+        state: the policy's state after the last step.
 
     Raises:
-        RuntimeError: a sharded head, to which no gradient of the whole can be given.
+        RuntimeError: the head is sharded, so the gradient of the full weight cannot be applied to it.
     """
     if direction is None or direction.kind == "rotation":
         return None
@@ -157,7 +157,7 @@ def loss_term(
     if direction.kind == "gradient":
         outputs = model.classifiers.output_weights()
         return direction.lam * gradient_term(*losses, model.head_weight, outputs, weights)
-    if "direction_value" not in state:  # the first step; `weights_state` finds it for the next
+    if "direction_value" not in state:  # the first step; `weights_state` computes it for the next one
         return None
     term = linear_term(state["direction_value"], model.head_weight, state["direction_gradient"])
     return direction.lam * term
@@ -166,13 +166,13 @@ def loss_term(
 def turn_(
     direction: HeadDirection | None, model: MultimodalModel, update: CoefficientUpdate, cosines: Tensor
 ) -> State:
-    """The part of a direction that acts on the head's gradient; returns what the next step's term needs.
+    """Apply a direction to the head's gradient, and return the state for the next step's loss term.
 
     Args:
-        direction: which direction, and its λ.
-        model: its head, whose gradient is mutated by a rotation.
-        update: this step's.
-        cosines: `[M]`, of the head's gradient with the classifiers'.
+        direction: the kind of direction and its λ.
+        model: provides the head; a rotation mutates its gradient.
+        update: this step's coefficients and balancing terms.
+        cosines: `[M]`, cosines between the head's gradient and each classifier's.
     """
     if direction is None or direction.kind == "gradient":
         return {}

@@ -1,8 +1,8 @@
-"""Fused steps: torch's own update rules with coefficients in them, without a pass over memory of their own.
+"""Fused steps: torch's update rules with the coefficients built in, so that scaling costs no extra memory pass.
 
-The kernels know the rules of AdamW, Adam and SGD. A fused step reads each gradient, multiplies it by its coefficient in
-registers, and goes on as `torch.optim` does, on the same state. Every other optimizer takes its own `step`.
-`FusedStep.unsupported_reason` alone decides which of the two it can be.
+The kernels implement AdamW, Adam and SGD. A fused step reads each gradient, multiplies it by its coefficient in
+registers, and then updates the parameter and the optimizer's state as `torch.optim` does. Every other optimizer takes
+its own `step`. `FusedStep.unsupported_reason` alone decides whether a step can be fused.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from cggm_ops.checks import DTYPES, is_dense
 from ..torch_private import has_pre_hooks, is_watched
 from .fused_rules import RULES, Entry, Modulate, partition
 
-_PLAIN = (nn.Parameter, Tensor)  # no subclass: only its own optimizer can step a DTensor
+_PLAIN = (nn.Parameter, Tensor)  # no subclasses: the kernels cannot update a DTensor
 
 
 class FusedStep:
-    """Steps a `torch.optim.AdamW`, `Adam` or `SGD` with scales in its update rule.
+    """Takes the step of a `torch.optim.AdamW`, `Adam` or `SGD` with scales in the update rule.
 
     Args:
-        base: any optimizer; `unsupported_reason` tells whether it can be stepped here.
+        base: any optimizer; `unsupported_reason` says whether its step can be fused.
     """
 
     def __init__(self, base: Optimizer) -> None:
@@ -37,9 +37,9 @@ class FusedStep:
         self._forget()
 
     def _forget(self) -> None:
-        # Parameters and states whose layouts fit, and the parameters' addresses then: `model.to(...)` changes them.
+        # Parameters and states that passed the layout check, with their addresses: `model.to(...)` changes those.
         self._fitting: tuple[list[Tensor], list[Entry], list[int]] = ([], [], [])
-        self._entries: list[Entry] = []  # the states of the parameters, in their order
+        self._entries: list[Entry] = []  # the state of each parameter, in the same order
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_base": self._base}
@@ -53,7 +53,7 @@ class FusedStep:
         return "sgd_" if type(self._base) is SGD else "adamw_"
 
     def unsupported_reason(self) -> str | None:
-        """Why the optimizer has to take its step itself; None where the kernels can take it."""
+        """Why the optimizer has to take its own step; None if the kernels can take it."""
         base = self._base
         if type(base) not in RULES:
             return f"{type(base).__name__} is none of {', '.join(rule.__name__ for rule in RULES)}"
@@ -77,10 +77,10 @@ class FusedStep:
         return self._layout_reason(parameters)
 
     def step(self, modulate: Modulate) -> None:
-        """Take the step, without gradients enabled; only right after `unsupported_reason()` was None.
+        """Take the step. Call it under `torch.no_grad()`, right after `unsupported_reason()` returned None.
 
         Args:
-            modulate: the scales of a list of parameters that have gradients, equal options and one device.
+            modulate: returns the scales for a list of parameters with gradients, equal options and one device.
         """
 
         def run(base: Optimizer) -> None:
@@ -88,12 +88,12 @@ class FusedStep:
             for settings, params, grads, entries in self._batches():
                 take(base, settings, params, grads, entries, modulate)
 
-        if is_watched(self._base):  # with hooks and label, as the optimizer's own step
+        if is_watched(self._base):  # add hooks and profiler label, as the optimizer's own step does
             run = Optimizer.profile_hook_step(run)
         run(self._base)
 
     def _batches(self) -> Iterator[tuple[Any, list[Tensor], list[Tensor], list[Entry]]]:
-        """What each kernel call takes: settings, and the parameters with gradients whose groups share them."""
+        """The arguments of each kernel call: settings, and the parameters with gradients that use these settings."""
         settings_of, _ = RULES[type(self._base)]
         numbers: dict[Any, int] = {}
         options: list[int] = []
@@ -113,7 +113,7 @@ class FusedStep:
                 yield settings[kind[0]], *lists
 
     def _layout_reason(self, parameters: list[Tensor]) -> str | None:
-        """Why the kernels cannot take these layouts; cached while parameters, states and addresses stay the same."""
+        """Why the kernels do not support these layouts; cached while parameters, states and addresses are unchanged."""
         state = self._base.state
         entries = list(state.values())
         known, known_entries, places = self._fitting
@@ -153,7 +153,7 @@ _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 def _outside(group: dict[str, Any]) -> str | None:
-    """Why the kernels cannot take a parameter group's options, or None."""
+    """Why the kernels do not support a parameter group's options, or None."""
     for option in ("amsgrad", "capturable", "differentiable"):
         if group.get(option):
             return f"{option}=True"

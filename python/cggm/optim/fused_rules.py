@@ -1,4 +1,4 @@
-"""The update rules that the kernels know, of Adam and SGD: a group's options, and how a step is taken."""
+"""The update rules that the kernels implement, Adam and SGD: how to read a group's options and take a step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cggm_ops import AdamSettings, Modulation, SGDSettings, adamw_, sgd_
 from ..torch_private import make_adam_state
 
 Entry = dict[str, Any]  # the optimizer's state of one parameter
-Modulate = Callable[[list[Tensor]], Modulation]  # what applies to these parameters, all on one device
+Modulate = Callable[[list[Tensor]], Modulation]  # returns the scales of these parameters, all on one device
 
-# Cached: making them takes longer than using them.
+# Cached: constructing settings takes longer than using them.
 _adam, _sgd = lru_cache(AdamSettings), lru_cache(SGDSettings)
 
 
@@ -45,7 +45,7 @@ def _sgd_settings(group: dict[str, Any]) -> SGDSettings:
 
 
 def partition(kinds: list[Any], *lists: list[Any]) -> Iterator[tuple[Any, ...]]:
-    """Split lists by the kinds of their elements: yields a kind, and of every list the elements of that kind."""
+    """Split parallel lists by kind: for each kind, yield it and the matching elements of every list."""
     distinct = dict.fromkeys(kinds)
     for kind in distinct:
         if len(distinct) == 1:
@@ -104,7 +104,7 @@ def _step_sgd(
                 base.state[parameter]["momentum_buffer"] = momentum
 
 
-# For each optimizer: its options as the kernels take them, and the function that takes a step.
+# For each optimizer: a function that converts its options for the kernels, and a function that takes a step.
 RULES: dict[type[Optimizer], tuple[Callable[..., Any], Callable[..., None]]] = {
     AdamW: (_adam_settings, _step_adam),
     Adam: (_adam_settings, _step_adam),

@@ -1,4 +1,4 @@
-"""What happens to the gradients between backward and step: coefficients, noise, direction, and what is measured."""
+"""Gradient modulation between backward and step: coefficients, noise, head direction and statistics."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def modulate_step(
     wait: bool,
     diagnostics: Mapping[str, Tensor],
 ) -> Statistics:
-    """Modulate the gradients of the step under way, and measure them.
+    """Modulate the gradients of the current step and measure them.
 
     Args:
-        model: its encoders' and its head's gradients are mutated.
-        state: this step's coefficients; told that they are applied, or left to the step.
+        model: the gradients of its encoders and its head are mutated.
+        state: provides this step's coefficients; records whether they were applied or left to the fused step.
         parameters: the encoders' parameters.
-        wait: whether a fused step can apply the coefficients.
-        diagnostics: further statistics of the coefficient role.
+        wait: whether to leave the coefficients to a fused step where possible.
+        diagnostics: additional statistics from the coefficient role.
     """
     plan, coefficients = state.plan, state.update.coefficients
     scales = plan.scale_at == "gradient"
@@ -46,7 +46,7 @@ def modulate_step(
     measured |= {"scores": state.scores[0], "coefficients": coefficients, **diagnostics}
     state.remember(direction.turn_(plan.direction, model, state.update, measured["cosines"]))
     norms = partial(gradient_norms, parameters, coefficients, left_to_step)
-    if model.context.sharded:  # a collective: now, on every rank, not where one happens to read it
+    if model.context.sharded:  # a collective: run it now on every rank, not when one rank happens to read it
         measured.setdefault("grad_norms", norms())
     state.modulated, state.left_to_step = True, left_to_step
     return Statistics(measured, grad_norms=norms)

@@ -1,4 +1,4 @@
-"""The loss to go backward from: the multimodal loss, and what balancing adds to it."""
+"""The loss that `backward()` runs on: the multimodal loss plus the terms that balancing adds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .step_state import StepState
 
 
 def check_loss(loss: Tensor) -> None:
-    """Refuse a multimodal loss from which nothing can go backward.
+    """Reject a multimodal loss that `backward()` cannot run on.
 
     Raises:
-        RuntimeError: it has no graph, or gradients are disabled.
-        TypeError: it is not a tensor.
-        ValueError: it is not 0-dimensional.
+        RuntimeError: the loss has no graph, or gradients are disabled.
+        TypeError: the loss is not a tensor.
+        ValueError: the loss is not 0-dimensional.
     """
     if not isinstance(loss, Tensor):
         raise TypeError(
@@ -34,13 +34,13 @@ def check_loss(loss: Tensor) -> None:
 def total_loss(
     model: MultimodalModel, state: StepState, loss: Tensor, scores: ModalityScores, target: Tensor
 ) -> Tensor:
-    """The multimodal loss, the unimodal losses, and terms that exist for their gradients alone.
+    """The sum of the multimodal loss, the unimodal losses, and the terms that the policy adds.
 
     Args:
-        model: its head, its fusion, and the classifiers.
-        state: the plan, this step's coefficients, and the policy's state as of the last step taken.
+        model: provides the head, the fusion and the classifiers.
+        state: provides the plan, this step's coefficients, and the policy's state after the last step.
         loss: the multimodal loss, 0-dimensional.
-        scores: of the same forward pass.
+        scores: the scores from the same forward pass.
         target: the batch's target.
     """
     plan, update = state.plan, state.update

@@ -1,4 +1,4 @@
-"""The measurements of the last balanced step, as device tensors."""
+"""Measurements from the last balanced step, as device tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Statistics(Mapping[str, Tensor]):
-    """`scores`, `coefficients`, `cosines` and `grad_norms`, each `[M]` and on the device, of the last step.
+    """`scores`, `coefficients`, `cosines` and `grad_norms` of the last step, each `[M]` and on the device.
 
-    Reading one never waits for the device; `.tolist()` on it does. Where the step itself did not need `grad_norms`,
-    the first read measures them, from the gradients as they are at that moment.
+    Reading an entry never waits for the device; calling `.tolist()` on it does. If the step did not need
+    `grad_norms`, the first read computes them from the gradients at that moment.
 
     >>> import torch
     >>> statistics = Statistics({"scores": torch.zeros(2)}, grad_norms=lambda: torch.ones(2))

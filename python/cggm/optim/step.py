@@ -1,4 +1,4 @@
-"""How a step is taken once its coefficients are known: by the fused kernels, or by the wrapped optimizer itself."""
+"""Takes a step once its coefficients are known, in the fused kernels or in the wrapped optimizer."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _NONE = Modulation()
 
 
 class StepExecutor:
-    """Steps the wrapped optimizer with the coefficients of the pending step, and clips on the way.
+    """Steps the wrapped optimizer with the coefficients of the pending step, and clips gradients.
 
     Args:
-        optimizer: the wrapper; its `base` is stepped, its `max_norm` asked at every step.
-        model: whose parameters belong to which modality.
-        fused: `"auto"` takes the fused kernels where there is a coefficient or a norm to apply, and else the wrapped
-            optimizer's own step; True takes them in every step; False never.
+        optimizer: the wrapper; its `base` takes the step, and its `max_norm` is read at every step.
+        model: maps parameters to modalities.
+        fused: `"auto"` uses the fused kernels if there are coefficients or a norm limit to apply, otherwise the
+            wrapped optimizer's own step; True always uses the kernels; False never does.
 
     Raises:
-        TypeError: another value of `fused`.
+        TypeError: `fused` has another value.
     """
 
     def __init__(self, optimizer: OptimizerWrapper, model: MultimodalModel, fused: Fused) -> None:
@@ -47,28 +47,28 @@ class StepExecutor:
         self._known: tuple[Any, dict[int, int]] = (None, {})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": (None, {})}  # ids are not those of a copy
+        return {**self.__dict__, "_known": (None, {})}  # a copy's parameters have other ids
 
     def uses_fused_step(self, plan: Plan) -> bool:
-        """Whether a balanced step goes through the kernels."""
+        """Whether a balanced step runs in the fused kernels."""
         scaled = plan.scale_at == "update" or (plan.scale_at == "gradient" and not plan.adds_noise)
         return self.can_fuse(scaled or plan.bounds_step or self._optimizer.max_norm is not None)
 
     def can_fuse(self, folds: bool) -> bool:
-        """Whether the kernels take a step; with `"auto"` only one that `folds` coefficients or a norm in."""
+        """Whether the kernels take a step; with `"auto"`, only if it `folds` in coefficients or a norm limit."""
         wanted = folds if self._fused == "auto" else self._fused
         return wanted and self._fused_step.unsupported_reason() is None
 
     def step(self, state: StepState, closure: Callable[[], Any] | None, modulate: Callable[..., None]) -> Any:
-        """Modulate, and take the step.
+        """Modulate the gradients and take the step.
 
         Args:
-            state: of the step; filled by the closure, where there is one.
+            state: the state of this step; a closure fills it.
             closure: re-evaluates the model, calling `balance()` and `backward()`.
-            modulate: applies coefficients to the gradients, or with `wait=True` leaves them to the fused step.
+            modulate: applies the coefficients to the gradients; with `wait=True` it may leave them to the fused step.
 
         Raises:
-            RuntimeError: `fused=True`, and the kernels cannot take this step.
+            RuntimeError: `fused=True`, but the kernels cannot take this step.
         """
         if closure is not None:
 
@@ -80,7 +80,7 @@ class StepExecutor:
 
             return self._step_base(state, evaluate)
         self._check_fused()
-        with torch.no_grad():  # around the wrapped optimizer's own step it would be seen by hooks
+        with torch.no_grad():  # not around the wrapped optimizer's own step, where hooks would run under it
             modulate(wait=True)
             updates = self._update_scale(state)
             if self.can_fuse(state.left_to_step or updates is not None or self._clips(state)):
@@ -91,38 +91,38 @@ class StepExecutor:
         return self._step_base(state, None)
 
     def _update_scale(self, state: StepState) -> Tensor | None:
-        """The coefficients `[M]` where they scale updates."""
+        """The coefficients `[M]` if they scale updates, otherwise None."""
         scales = state.plan.scale_at == "update" and state.update is not None
         return state.update.coefficients if scales else None
 
     def _check_fused(self) -> None:
-        """Refuse a step that the kernels cannot take where `fused=True`.
+        """Reject a step that the kernels cannot take when `fused=True`.
 
         Raises:
-            RuntimeError: the reason why they cannot.
+            RuntimeError: the kernels cannot take the step; the message says why.
         """
         reason = self._fused_step.unsupported_reason() if self._fused is True else None
         if reason is not None:
             raise RuntimeError(f"fused=True, but this step cannot be fused: {reason}; pass fused='auto'")
 
     def _clips(self, state: StepState) -> bool:
-        """Whether the gradient's norm has a limit in this step."""
+        """Whether this step limits the gradient's norm."""
         bounded = state.plan.bounds_step and state.update is not None
         return bounded or self._optimizer.max_norm is not None
 
     def _step_fused(self, state: StepState, updates: Tensor | None) -> None:
-        """Take a step by the kernels.
+        """Take the step in the kernels.
 
         Args:
-            state: its coefficients multiply the gradients if they have been left to the step.
-            updates: `[M]`, which multiply the updates.
+            state: its coefficients scale the gradients if modulation left them to the step.
+            updates: `[M]`, coefficients that scale the updates, or None.
         """
         owner = self._owner()
         modalities = len(self._model.encoders.names)
 
         def extended(
             scale: Tensor | None,
-        ) -> Tensor | None:  # [M + 1], the last entry for the rest of the model
+        ) -> Tensor | None:  # [M + 1]; the last entry is for the rest of the model
             return None if scale is None else torch.cat([scale, scale.new_ones(1)])
 
         gradients = state.update.coefficients if state.left_to_step else None
@@ -145,9 +145,9 @@ class StepExecutor:
         self._fused_step.step(modulate)
 
     def _step_base(self, state: StepState, closure: Callable[[], Any] | None) -> Any:
-        """Have the wrapped optimizer take its own step, and scale what it does to the encoders.
+        """Let the wrapped optimizer take its own step, and scale its updates of the encoders.
 
-        An error that comes after the parameters have changed, from a hook, say, leaves the scaled update.
+        If an error (from a hook, for example) follows the parameter update, the update is still scaled.
         """
         scales = state.plan.scale_at == "update" and (closure is not None or state.update is not None)
         scaling = UpdateScaling(self._model.encoders.encoder_parameters()) if scales else None
@@ -164,7 +164,7 @@ class StepExecutor:
                     scaling.apply(updates)
 
     def _clip(self, state: StepState) -> None:
-        """Clip the model's gradients in place, as the fused step does it on the way."""
+        """Clip the model's gradients in place; the fused step clips inside its kernels instead."""
         clipped = [p.grad for p in self._clipped()]
         if clipped and self._clips(state):
             factor = self._clip_factor(state, self._squared_norms())
@@ -172,13 +172,13 @@ class StepExecutor:
                 foreach_mul_(gradients, factor.to(gradients[0].device))
 
     def _clipped(self) -> list[Tensor]:
-        """The parameters whose gradients are clipped: all of them without the unimodal classifiers' own."""
+        """The parameters whose gradients are clipped: all except those of the unimodal classifiers."""
         own = set(map(id, self._model.classifiers.parameters()))
         parameters = (p for group in self._optimizer.param_groups for p in group["params"])
         return [p for p in parameters if p.grad is not None and id(p) not in own]
 
     def _squared_norms(self) -> Tensor:
-        """Squared gradient norms `[M + 1]`: of the encoders, and of the rest of the model."""
+        """Squared gradient norms `[M + 1]`: one per encoder, and one for the rest of the model."""
         owner, rest = self._owner(), len(self._model.encoders.names)
         parameters = [(p, owner.get(id(p), rest)) for p in self._clipped()]
         device = parameters[0][0].device if parameters else None
@@ -187,13 +187,13 @@ class StepExecutor:
         return gradient_norms(parameters, ones).double().square()
 
     def _clip_factor(self, state: StepState, squared: Tensor) -> Tensor:
-        """What the model's gradient is multiplied by, at most 1: the smaller of two limits wins, applied once.
+        """The factor, at most 1, that clips the model's gradient to the smaller of two limits.
 
-        The limits are `max_norm`, and what the combiner makes of the norm that joint training's gradient would have.
+        One limit is `max_norm`. The other comes from the combiner, given the gradient norm of plain joint training.
 
         Args:
-            state: of the step.
-            squared: `[M + 1]`, squared norms of the encoders' gradients and of the rest of the model's.
+            state: the state of this step.
+            squared: `[M + 1]`, squared gradient norms of the encoders and of the rest of the model.
         """
         norm = squared.sum().sqrt()
         factor = torch.ones_like(norm)
@@ -206,7 +206,7 @@ class StepExecutor:
         return factor.clamp(max=1.0).float()
 
     def _owner(self) -> dict[int, int]:
-        """Places in the scales by the parameters' ids: the modality, -1 for the classifiers, none for the rest."""
+        """Index into the scales by parameter id: the modality, or -1 for classifiers; the rest has no entry."""
         parameters = self._model.encoders.encoder_parameters()
         if self._known[0] is not parameters:
             classifiers = {id(p): -1 for p in self._model.classifiers.parameters()}

@@ -1,4 +1,4 @@
-"""The state of the optimizer step under way: its scores, and the coefficients made from them."""
+"""The state of the current optimizer step: its scores and the coefficients computed from them."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ from ..policies.base import CoefficientUpdate, State
 from ..policies.plan import Plan
 from ..torch_private import foreach_copy_
 
-Part = tuple[Tensor, int]  # scores [R, M], means over so many samples
-#: Prefixes of the roles' states; the coefficients' has none.
+Part = tuple[Tensor, int]  # scores [R, M], and the number of samples they are means over
+#: Prefixes of the roles' entries in the state; the coefficient role has no prefix.
 COMBINER, DROPOUT = "combiner.", "dropout."
 
 
 class StepState:
-    """Scores of the micro-batches balanced since the last step, and what the policy makes of them.
+    """Scores of the micro-batches balanced since the last step, and the policy's coefficients for them.
 
-    Losses that have not gone backward yet are kept apart: `zero_grad()` throws away those that went backward (their
-    step was skipped) and keeps the others, in whichever order the training loop calls them.
+    Losses before and after their backward pass are tracked separately. `zero_grad()` drops those whose backward pass
+    has run, because their step was skipped, and keeps the others. The training loop may call them in any order.
 
     Args:
-        plan: says which roles turn scores into coefficients and dropout rates.
+        plan: the roles that compute coefficients and dropout rates from scores.
         tell: called with every new update, and with None when nothing is pending any more.
     """
 
     def __init__(self, plan: Plan, tell: Callable[[CoefficientUpdate | None], None]) -> None:
         self.plan = plan
         self._tell = tell
-        self.state: State = {}  # the policy's, as of the last step taken
-        self._balanced = 0  # numbers the balanced losses
+        self.state: State = {}  # the policy's state after the last step
+        self._balanced = 0  # counts the balanced losses
         self.clear()
 
     def clear(self) -> None:
-        """Nothing is pending."""
+        """Discard everything that is pending."""
         self.update: CoefficientUpdate | None = None
         self.scores: Tensor | None = None  # [R, M], means over all samples so far
         self.modulated = False
-        self.left_to_step = False  # modulated, but for coefficients that the fused step applies
+        self.left_to_step = False  # modulated, except that the fused step still has to apply the coefficients
         self._failed: str | None = None
-        self._waiting: dict[int, Part] = {}  # of losses that have not gone backward, by their numbers
-        self._done: Part | None = None  # of losses that went backward
+        self._waiting: dict[int, Part] = {}  # losses whose backward pass has not run, by number
+        self._done: Part | None = None  # all losses whose backward pass has run
         self._tell(None)
 
     @property
     def backward_ran(self) -> bool:
-        """Whether some balanced loss went backward since the last step."""
+        """Whether the backward pass of a balanced loss has run since the last step."""
         return self._done is not None
 
     @property
     def rates(self) -> Tensor | None:
-        """`[M]`, those of an adaptive dropout for the steps to come; None for the rates that it starts with."""
+        """`[M]`, current rates of an adaptive dropout; None while it still has its initial rates."""
         return self.state.get(DROPOUT + "rates")
 
     def add(self, scores: Tensor, samples: int) -> int:
-        """Count a micro-batch, make the coefficients anew, and return a number for its loss.
+        """Add a micro-batch, recompute the coefficients, and return a number that identifies its loss.
 
         Args:
             scores: `[R, M]`, means over the samples.
-            samples: their number.
+            samples: the number of samples.
         """
-        if self.modulated:  # the step of the gradients so far was skipped: these belong to a new one
+        if self.modulated:  # the earlier step was skipped: this micro-batch starts a new one
             self._done = None
             self.modulated = self.left_to_step = False
         self._balanced += 1
@@ -73,19 +73,19 @@ class StepState:
         return self._balanced
 
     def mark_backward(self, number: int) -> None:
-        """The balanced loss of this number is going backward now."""
+        """Record that the backward pass of the balanced loss with this number is running."""
         part = self._waiting.pop(number, None)
         if part is not None:
             self._done = part if self._done is None else _together([self._done, part])
 
     def drop_waiting(self) -> None:
-        """Forget the losses that never went backward: the training loop has skipped their batches."""
+        """Drop the losses whose backward pass never ran: the training loop skipped their batches."""
         if self._waiting and self._done is not None:
             self._waiting.clear()
             self._propose()
 
     def drop_done(self) -> None:
-        """Forget what went backward: its gradients have been cleared without a step."""
+        """Drop the losses whose backward pass has run: their gradients were cleared without a step."""
         self._failed = None
         if not self._waiting:
             self.clear()
@@ -96,7 +96,7 @@ class StepState:
 
     @contextlib.contextmanager
     def irrevocable(self, what: str) -> Iterator[None]:
-        """Around what changes gradients or parameters: after an error in it, `check_whole` refuses to go on."""
+        """Wrap code that changes gradients or parameters; after an error in it, `check_whole` raises."""
         try:
             yield
         except BaseException as error:
@@ -104,10 +104,10 @@ class StepState:
             raise
 
     def check_whole(self) -> None:
-        """Refuse to go on with a step that has failed half-way.
+        """Reject a step that failed half-way.
 
         Raises:
-            RuntimeError: it has.
+            RuntimeError: an earlier attempt at this step failed after it may have changed gradients or parameters.
         """
         if self._failed is not None:
             raise RuntimeError(
@@ -116,7 +116,7 @@ class StepState:
             )
 
     def check_between_steps(self, what: str) -> None:
-        """Refuse what would change the model between a loss and its step.
+        """Reject an operation that would change the model between a loss and its step.
 
         Raises:
             RuntimeError: a balanced loss is pending.
@@ -125,12 +125,12 @@ class StepState:
             raise RuntimeError(f"{what} in the middle of a step: call it after step() or zero_grad()")
 
     def commit(self) -> None:
-        """The step has been taken: the policy's next state is its state now, and nothing is pending."""
+        """Finish a step: make the policy's pending state its current state, and clear everything pending."""
         state = self.update.state if self.update is not None else self.state
-        if self.state.keys() != state.keys():  # copies: a policy may keep what the statistics show
+        if self.state.keys() != state.keys():  # copies: the statistics may share tensors with the policy
             self.state = {name: tensor.clone() for name, tensor in state.items()}
         elif state:
-            # In place: a captured CUDA graph replays onto these addresses. A policy may have moved one to another name.
+            # In place: a captured CUDA graph replays onto these addresses. A policy may return one under another name.
             into = list(self.state.values())
             new = [state[name] for name in self.state]
             moved = [
@@ -140,7 +140,7 @@ class StepState:
         self.clear()
 
     def remember(self, more: State) -> None:
-        """Add further tensors to the policy's next state."""
+        """Add tensors to the policy's next state."""
         if more and self.update is not None:
             self.update = self.update._replace(state={**self.update.state, **more})
 
@@ -166,14 +166,14 @@ class StepState:
         self._tell(update)
 
     def limit(self, joint: Tensor) -> Tensor:
-        """The combiner's limit of the gradient's norm, from joint training's `[]`; its state is remembered."""
+        """The combiner's limit on the gradient norm, given joint training's norm `[]`; saves the combiner's state."""
         limit, own = self.plan.combiner.limit(joint, _part(self.update.state, COMBINER))
         self.remember({COMBINER + k: v for k, v in own.items()})
         return limit
 
 
 def initial_state(plan: Plan, scores: Tensor) -> State:
-    """The state of all roles before the first step, on the device of `scores` `[M]`."""
+    """The initial state of all roles, on the device of `scores` `[M]`."""
     state: State = {}
     if plan.coefficients is not None:
         state |= plan.coefficients.initial_state(scores)
@@ -190,7 +190,7 @@ def _part(state: State, prefix: str) -> State:
 
 
 def _together(parts: Sequence[Part]) -> Part:
-    """Means over the samples of all parts. Parts without samples, whose means are NaN, are left out."""
+    """Means over the samples of all parts. Parts without samples are skipped, because their means are NaN."""
     total, *others = [part for part in parts if part[1] > 0] or parts[:1]
     for scores, samples in others:
         mean, count = total

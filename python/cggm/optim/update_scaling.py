@@ -1,4 +1,4 @@
-"""Coefficients on what an optimizer does to the parameters, whichever optimizer it is."""
+"""Scales the parameter updates of any optimizer by the coefficients."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .scaling import Parameters, by_place
 
 
 class UpdateScaling:
-    """Scales what an optimizer step does to the encoders: `θ ← θ_before + c_i (θ_after − θ_before)`.
+    """Scales an optimizer's updates of the encoders: `θ ← θ_before + c_i (θ_after − θ_before)`.
 
-    Everything that the optimizer does counts as its update, decoupled weight decay included. Holds two copies of
-    the encoders' trainable parameters, made before the step so that nothing large is allocated after it.
+    The update includes everything the optimizer does, decoupled weight decay too. The object allocates two copies of
+    the encoders' trainable parameters before the step, so nothing large is allocated after it.
 
     Args:
-        parameters: the encoders' parameters as they are before the step.
+        parameters: the encoders' parameters before the step.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -28,11 +28,11 @@ class UpdateScaling:
         self._owners = [owner for _, owner in trainable]
         self._before = [torch.empty_like(p) for p in self._parameters]
         self._updates = [torch.empty_like(p) for p in self._parameters]
-        if trainable:  # `clone` would be a launch for each
+        if trainable:  # `clone` would need one kernel launch per parameter
             foreach_copy_(self._before, self._parameters)
 
     def apply(self, coefficients: Tensor) -> None:
-        """Rescale by the coefficients `[M]` whatever has happened to the parameters since construction."""
+        """Scale every parameter change since construction by the coefficients `[M]`."""
         if not self._parameters:
             return
         foreach_copy_(self._updates, self._parameters)

@@ -1,4 +1,4 @@
-"""Balancing methods, one file each, the roles that they are made of, and the plan that puts them to work."""
+"""Balancing methods, one file each; the roles that they consist of; and the plan that applies them."""
 
 from .agm import AGM
 from .base import CoefficientUpdate, Policy, Role
@@ -17,7 +17,7 @@ from .smp import SMP
 from .tcmax import TCMax
 from .unimodal import UnimodalLosses
 
-#: Former names: plain joint training is a policy without roles, and every policy is a composition of them.
+#: Former names: plain joint training is now a policy without roles, and every policy is a composition of roles.
 Joint = Composition = Policy
 
 __all__ = [

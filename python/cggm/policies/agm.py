@@ -17,30 +17,30 @@ from .roles import Coefficients
 if TYPE_CHECKING:
     from cggm.tasks import Task
 
-_SMALLEST = 1e-8  # confidences below this count as this
-_LARGEST = 10.0  # of the coefficients' exponent: beyond, single batches would decide about everything
+_SMALLEST = 1e-8  # lower bound for confidences
+_LARGEST = 10.0  # bound on the exponent of the coefficients, so that no single batch dominates
 
 
 @dataclass(frozen=True)
 class AGM(Coefficients):
-    """Weighs each modality's response where it enters the loss, by how far it is from its usual share.
+    """Weights each modality's response to the loss by how far it deviates from its running average.
 
-    The head's output is split into mono-modal responses `m_i` by Shapley values over forward passes in which the other
-    modalities' features are zeroed; the responses add up to the output. `s_i` is the mean over the batch of
+    Shapley values split the head's output into mono-modal responses `m_i`, using forward passes with some modalities'
+    features zeroed; the responses add up to the output. `s_i` is the mean over the batch of
     `−log max(softmax(m_i)[y], 1e-8)`, `r_i = exp(M/(M−1) (s̄ − s_i))`; the same of the running means `R_i` of `s_i`
     gives `q_i`. The gradient that enters `m_i` from the loss is multiplied by `exp(α (q_i − r_i))` (section 3 of the
-    paper, the exponent held within ±10). Works with any fusion whose forward function calls each encoder once.
+    paper; the exponent is clamped to ±10). It works with any fusion whose forward function calls each encoder once.
 
-    The masked passes run in evaluation mode, through the fusion alone: `2^M − 2` of them for up to 4 modalities,
-    at most `2 (M − 1)` for each of the `permutations` sampled orders beyond.
+    The masked passes run only the fusion, in evaluation mode. There are `2^M − 2` of them for up to 4 modalities, and
+    at most `2 (M − 1)` for each of the `permutations` sampled orders for more.
 
     `optimizer.statistics["competition"]` is `s_i` minus the unimodal classifier's loss on the same features: how much
-    worse a modality does within the fusion than by itself. (The paper compares with an encoder that was trained alone,
-    which joint training does not have.)
+    worse a modality does within the fusion than by itself. (The paper compares with a separately trained encoder,
+    which is not available in joint training.)
 
     Args:
         alpha: α `>= 0`.
-        permutations: number of orders that are sampled for more than 4 modalities, `>= 1`.
+        permutations: number of sampled orders for more than 4 modalities, `>= 1`.
 
     Raises:
         ValueError: an argument outside its range.
@@ -54,7 +54,7 @@ class AGM(Coefficients):
     alpha: float = 1.0
     _: KW_ONLY
     permutations: int = 4  # type: ignore[misc]
-    # It weighs the responses' gradients from the given loss, before a combiner, and without what is added to that loss.
+    # It scales the responses' gradients of the user's loss, before a combiner acts and without terms added to the loss.
     excludes: ClassVar[tuple[str, ...]] = ("combiner", "objective")
     score_source: ClassVar[ScoreSource] = "responses"
     score_kind: ClassVar[Literal["metric"]] = "metric"
@@ -65,11 +65,11 @@ class AGM(Coefficients):
             raise ValueError(f"permutations must be a whole number, 1 or more, got {self.permutations!r}")
 
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
-        """Only where the responses enter the loss."""
+        """Only `"feature"`: the coefficients act where the responses enter the loss."""
         return ("response",)
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """`−s_i` `[M]` of the responses."""
+        """Scores `−s_i` `[M]` from the responses."""
         sure = [confidence_of(task, output, target).float() for output in outputs]
         return torch.stack([confidence.clamp_min(_SMALLEST).log().mean() for confidence in sure])
 
@@ -81,9 +81,9 @@ class AGM(Coefficients):
         }
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Coefficients from `−s_i` and the running means before this step, in which it is then counted.
+        """Compute coefficients from `−s_i` and the running means before this step; return the updated means.
 
-        A batch whose scores are not finite gets coefficients 1 and is not counted.
+        A batch with non-finite scores gets coefficients 1 and does not change the means.
         """
         surprises, means, steps = -scores, state["means"], state["steps"]
         factor = scores.numel() / (scores.numel() - 1)
@@ -97,5 +97,5 @@ class AGM(Coefficients):
         return CoefficientUpdate(coefficients, coefficients, state)
 
     def diagnostics(self, scores: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
-        """The competition `[M]` that each modality meets within the fusion."""
+        """Competition `[M]`: how much worse each modality does within the fusion than by itself."""
         return {"competition": -scores - losses}

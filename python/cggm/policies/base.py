@@ -1,7 +1,7 @@
-"""What a policy is made of: up to four roles, each a small class with one job.
+"""A policy combines up to four roles, each a small class with one job.
 
-`Coefficients` scale the encoders' gradients or updates, a `Combiner` makes one gradient of the multimodal and the
-unimodal one, a `Dropout` takes modalities away before the fusion, an `Objective` adds a loss. `+` puts them together.
+`Coefficients` scale the encoders' gradients or updates, a `Combiner` merges the multimodal and the unimodal gradient, a
+`Dropout` removes modalities before the fusion, and an `Objective` adds a loss. `+` combines roles into a policy.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ State = dict[str, Tensor]
 
 
 class CoefficientUpdate(NamedTuple):
-    """What a coefficient role makes of the scores of one step."""
+    """The result of a coefficient role for the scores of one step."""
 
     coefficients: Tensor  # [M], multiply each encoder's gradient or update
-    weights: Tensor  # [M], the same without the overall factor ρ: they weigh the head's direction
-    state: State  # what the role remembers if the step is really taken
+    weights: Tensor  # [M], the coefficients without the overall factor ρ; they weight the head's direction
+    state: State  # the role's new state, kept only if the step is taken
     unimodal_weights: Tensor | None = None  # [M], multiply each unimodal gradient inside the combiner
 
 
@@ -38,13 +38,13 @@ class CoefficientUpdate(NamedTuple):
 class Role:
     """One job of a policy: pure arithmetic on small tensors, without models, kernels or host synchronization.
 
-    A role is immutable. What it remembers lives in a `State` that the optimizer wrapper carries, commits after a step
-    that was really taken, and saves in checkpoints.
+    A role is immutable. Its memory is a `State` that the optimizer wrapper holds, commits after each completed step,
+    and saves in checkpoints.
     """
 
     #: The name of the job.
     slot: ClassVar[str]
-    #: Further jobs that this role leaves no room for.
+    #: Other jobs that cannot be combined with this role.
     excludes: ClassVar[tuple[str, ...]] = ()
     #: Whose outputs are scored: the unimodal classifiers', each modality's share of the head's output, or its
     #: Shapley response over forward passes without some modalities.
@@ -54,7 +54,7 @@ class Role:
     score_kind: ClassVar[Literal["loss", "metric", "confidence"]] = "loss"
 
     def __add__(self, other: Role | Policy) -> Policy:
-        """A policy of this role and another one, or of all the roles of another policy.
+        """Combine this role with another role, or with all roles of a policy.
 
         Raises:
             ValueError: two roles have the same job.
@@ -62,7 +62,7 @@ class Role:
         return Policy.of(self) + other
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Scores `[M]` of M outputs (detached) where `score_kind` is not `"loss"`."""
+        """Scores `[M]` of M detached outputs; called unless `score_kind` is `"loss"`."""
         if self.score_kind == "confidence":
             return torch.stack([confidence_of(task, output, target).float().mean() for output in outputs])
         return torch.stack([task.score(output, target).float() for output in outputs])
@@ -74,19 +74,19 @@ class Role:
 
 @dataclass(frozen=True)
 class Policy:
-    """Up to four roles at work together: what `+` makes of them. Without any it is plain joint training.
+    """Up to four roles that work together, usually built with `+`. A policy without roles is plain joint training.
 
-    A coefficient multiplies what the combiner has made of both gradients: with `UnimodalLosses() + CGGM()`, the sum of
-    the multimodal and the unimodal gradient.
+    A coefficient multiplies the output of the combiner. With `UnimodalLosses() + CGGM()`, that is the sum of the
+    multimodal and the unimodal gradient.
 
     Args:
         coefficients: scales the encoders' gradients or updates; None for 1.
-        combiner: combines the multimodal and the unimodal gradient; None keeps unimodal losses from the encoders.
+        combiner: combines the multimodal and the unimodal gradient; None keeps unimodal gradients out of the encoders.
         dropout: drops modalities before the fusion.
         objective: adds a loss.
 
     Raises:
-        ValueError: a role that leaves no room for another one.
+        ValueError: two of the roles cannot be combined.
 
     >>> from cggm.policies import CGGM, ModalityDropout, UnimodalLosses
     >>> policy = UnimodalLosses() + ModalityDropout(0.35)
@@ -113,10 +113,10 @@ class Policy:
 
     @classmethod
     def of(cls, policy: Policy | Role) -> Policy:
-        """The policy of a single role; a policy itself.
+        """Turn a single role into a policy; return a policy unchanged.
 
         Raises:
-            TypeError: neither.
+            TypeError: `policy` is neither a role nor a policy.
         """
         if isinstance(policy, Policy):
             return policy
@@ -126,12 +126,12 @@ class Policy:
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The roles that are filled."""
+        """The roles that are not None."""
         filled = (getattr(self, field.name) for field in fields(self))
         return tuple(role for role in filled if role is not None)
 
     def __add__(self, other: Policy | Role) -> Policy:
-        """This policy and the roles of another one.
+        """Combine this policy with a role, or with the roles of another policy.
 
         Raises:
             ValueError: two roles have the same job.
@@ -154,16 +154,16 @@ def _clash(one: Role, other: Role, slot: str) -> ValueError:
 
 
 def all_finite(scores: Tensor) -> Tensor:
-    """Whether none of the scores `[M]` is infinite or NaN, 0-dimensional bool; in fewer launches than `isfinite`.
+    """Whether all scores `[M]` are finite, as a 0-dimensional bool; it takes fewer kernel launches than `isfinite`.
 
     >>> all_finite(torch.tensor([1.0, -2.0])), all_finite(torch.tensor([1.0, float("inf")]))
     (tensor(True), tensor(False))
     """
-    return torch.linalg.vector_norm(scores, math.inf) < math.inf  # the largest; NaN is not below infinity
+    return torch.linalg.vector_norm(scores, math.inf) < math.inf  # the largest; NaN < inf is False
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raise unless `low <= value <= high` and the value is finite; `name` is how the user calls the argument.
+    """Raise unless `low <= value <= high` and the value is finite; `name` is the argument's name in the error.
 
     >>> check_range("rho", -1.0, 0.0)
     Traceback (most recent call last):

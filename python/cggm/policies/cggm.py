@@ -17,18 +17,18 @@ from .roles import Coefficients
 if TYPE_CHECKING:
     from cggm.tasks import Task
 
-_SMALLEST_GAIN = 1e-6  # below this sum of gains nobody is ahead: rounding would decide
+_SMALLEST_GAIN = 1e-6  # below this sum of gains, rounding would decide which modality is ahead
 
 
 def paper_balance(gains: Tensor) -> Tensor:
-    """The paper's balancing term `B_i = (Σ_k Δ_k − Δ_i) / Σ_k Δ_k` (section 3.2), `1e-8` added to the sum.
+    """The paper's balancing term `B_i = (Σ_k Δ_k − Δ_i) / Σ_k Δ_k` (section 3.2), with `1e-8` added to the sum.
 
     Args:
-        gains: `[M]`, each modality's gain in score since the last step, any sign. In float64, as the released script
-            computes them: where gains cancel, float32's rounding error exceeds the `1e-8`.
+        gains: `[M]`, each modality's gain in score since the last step, any sign. Use float64, as the released script
+            does: when gains cancel, the rounding error of float32 exceeds `1e-8`.
 
-    The terms add up to `M − 1`. The denominator crosses zero on batch scores, so single values can be
-    negative or millions: this is the published form, kept for reproduction.
+    The terms add up to `M − 1`. The denominator of batch scores can cross zero, so a term can be negative or in the
+    millions. This is the published form, kept for reproduction.
 
     >>> paper_balance(torch.tensor([0.3, 0.1]))
     tensor([0.2500, 0.7500])
@@ -40,7 +40,7 @@ def paper_balance(gains: Tensor) -> Tensor:
 def stable_balance(gains: Tensor) -> Tensor:
     """The balancing term on the positive parts of the gains, rescaled to mean 1.
 
-    `B_i = M/(M−1) · (Σ Δ⁺ − Δ⁺_i) / Σ Δ⁺`, and 1 where `Σ Δ⁺ ≤ 1e-6`. Lies in `[0, M/(M−1)]` by construction.
+    `B_i = M/(M−1) · (Σ Δ⁺ − Δ⁺_i) / Σ Δ⁺`, or 1 if `Σ Δ⁺ ≤ 1e-6`. It lies in `[0, M/(M−1)]` by construction.
 
     Args:
         gains: `[M]`, each modality's gain in score since the last step, any sign.
@@ -61,7 +61,7 @@ def stable_balance(gains: Tensor) -> Tensor:
 @renamed_argument("score", "score_kind")
 @dataclass(frozen=True, kw_only=True)
 class CGGM(Coefficients):
-    """Slows the modality that is gaining most and turns the fusion towards the one that gains least.
+    """Slows down the modality that gains most and turns the fusion towards the modality that gains least.
 
     Each step, the unimodal classifiers' scores `ε_i` are smoothed; encoder `i` is updated with `ρ · B_i` times its
     gradient, where `B_i` comes from the gains `Δ_i = ε_i(t) − ε_i(t−1)` (`stable_balance`) and is smoothed too.
@@ -78,7 +78,7 @@ class CGGM(Coefficients):
             image-text one adds that value as a constant, which has no gradient (issue 6 of the authors' repository).
         score_kind: `"loss"` compares negative unimodal losses, `"metric"` the task's score (accuracy, ...).
         smoothing: weight of the past in the moving averages of scores and coefficients, in `[0, 1)`.
-        stable: False takes the paper's unbounded balancing term of raw batch scores.
+        stable: False uses the paper's unbounded balancing term on raw batch scores.
 
     Raises:
         ValueError: an argument outside its range.
@@ -122,21 +122,21 @@ class CGGM(Coefficients):
 
     @classmethod
     def released(cls, rho: float = 1.3, lam: float = 0.2) -> CGGM:
-        """The released script's arithmetic: as `paper`, but the cosine of weights, one step late.
+        """The released script's arithmetic: like `paper`, but with the cosine of weights, one step late.
 
         Needs gradient clipping (the script clips at 0.8): `B_i` is unbounded.
         """
         return cls(rho=rho, lam=lam, direction="weights", score_kind="metric", smoothing=0.0, stable=False)
 
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
-        """`gradient` for the published forms; else `feature` before SGD, and `update` before Adam and kin.
+        """`gradient` for the published forms; otherwise `feature` with SGD, and `update` with adaptive optimizers.
 
-        An optimizer that divides by the gradient's own scale undoes a coefficient on the gradient.
+        An optimizer such as Adam divides by the gradient's own scale, which cancels a coefficient on the gradient.
         """
         return super().scale_targets(adaptive) if self.stable else ("gradient", "feature", "update")
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The task's scores `[M]`; in float64 for the published forms."""
+        """The task's scores `[M]`, in float64 for the published forms."""
         if self.stable:
             return super().measure(task, outputs, target)
         return torch.stack([task.score(output, target).double() for output in outputs])
@@ -150,13 +150,13 @@ class CGGM(Coefficients):
         }
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Balancing terms from the gains since the last committed step.
+        """Compute balancing terms from the gains since the last committed step.
 
-        A batch whose scores are not finite changes nothing: coefficients and state stay as they were.
+        A batch with non-finite scores changes nothing: coefficients and state stay the same.
         """
         old = state["scores"]
         if self.stable:
-            before = torch.where(state["steps"] > 0, old, scores)  # nobody gains in the first step
+            before = torch.where(state["steps"] > 0, old, scores)  # all gains are 0 in the first step
             smoothed = torch.lerp(scores, before, self.smoothing)
             weights = torch.lerp(stable_balance(smoothed - before), state["weights"], self.smoothing)
         else:

@@ -1,4 +1,4 @@
-"""The policy that the wrapper has where none is named, and that the demo, the README and the command line recommend."""
+"""The wrapper's default policy; the demo, the README and the command line recommend it too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .equalization import NormEqualization
 
 
 def default_policy() -> Policy:
-    """Norm equalization with steps of SGD no longer than joint training's, and modality dropout at 0.2.
+    """Norm equalization with SGD steps bounded by joint training's, plus modality dropout at 0.2.
 
     >>> default_policy().combiner, default_policy().dropout
     (NormEqualization(bounded=True), ModalityDropout(p=0.2, fill=1e-06))

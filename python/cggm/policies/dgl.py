@@ -12,17 +12,17 @@ from .roles import Combiner
 
 @dataclass(frozen=True, kw_only=True)
 class DGL(Combiner):
-    """Trains the encoders on their unimodal losses alone, times α, and the fusion on the multimodal loss.
+    """Trains the encoders only on their unimodal losses, times α, and the fusion on the multimodal loss.
 
     The gradient that comes back from the fusion is dropped at the encoder's output, and the unimodal classifiers
     are not part of the fusion, so neither side sees the other's gradient. The paper's unimodal classifiers are the
-    fusion's own layers on features in which the other modalities are zero, with α = 4; ours are modules of their own.
+    fusion's own layers, run with the other modalities' features zeroed, with α = 4. Ours are separate modules.
 
     Args:
         weight: α, factor of the unimodal gradient, `>= 0`.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: `weight` is negative.
 
     >>> import torch
     >>> DGL(weight=4.0).combine(torch.tensor([1.0]), torch.tensor([3.0]))

@@ -12,11 +12,11 @@ from .roles import Dropout
 class ModalityDropout(Dropout):
     """Zeroes one modality's features before the fusion, in each sample with probability p.
 
-    A sample loses one modality, each with probability `p / M`, or none: never all. The unimodal classifiers see
-    the features as they are. Off in evaluation mode of the model; the draws come from torch's global random
-    numbers (`torch.manual_seed`), one per sample of a forward pass, shared by all encoders. The samples are the first
-    axis of the features unless `Encoder(layout=...)` says otherwise. It adds to every policy, as in `UnimodalLosses() +
-    ModalityDropout(0.35)`.
+    A sample loses at most one modality, each with probability `p / M`. The unimodal classifiers see the original
+    features. Dropout is off while the model is in evaluation mode. The draws come from torch's global random number
+    generator (`torch.manual_seed`): one draw per sample and forward pass, shared by all encoders. Samples are the first
+    axis of the features unless `Encoder(layout=...)` says otherwise. It can be added to any policy, as in
+    `UnimodalLosses() + ModalityDropout(0.35)`.
 
     Args:
         p: probability in `[0, 1]`.

@@ -1,4 +1,4 @@
-"""Norm equalization: both losses' gradients have equal weight at an encoder's output."""
+"""Norm equalization: gives the gradients of both losses equal norms at an encoder's output."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch.linalg import vector_norm
 from .base import State
 from .roles import Combiner
 
-_SPREAD = 3.0  # how far joint training's gradient may be above its mean so far and still be believed
-_NOTHING = 1e-20  # a smaller norm counts as zero, as its squares become in float32
+_SPREAD = 3.0  # largest trusted ratio of joint training's gradient norm to its running mean
+_NOTHING = 1e-20  # smaller norms count as zero, because their squares underflow in float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormEqualization(Combiner):
-    """Adds both losses' feature gradients at equal norms: `g = m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`.
+    """Adds the feature gradients of both losses at equal norms: `g = m (g_m / ‖g_m‖ + g_u / ‖g_u‖)`.
 
-    `m = max(‖g_m‖, ‖g_u‖)`, with norms over the whole batch of features. No hyper-parameter. A zero gradient adds
-    nothing. The rule is homogeneous, so loss scaling passes through. With gradient accumulation each micro-batch is
-    combined by itself.
+    `m = max(‖g_m‖, ‖g_u‖)`, with norms over the whole batch of features. There are no hyper-parameters. A zero gradient
+    adds nothing. The rule is homogeneous, so it works under loss scaling. With gradient accumulation, each micro-batch
+    is combined separately.
 
-    Two gradients at the larger of their norms make the encoder's step up to twice as long as the longer one alone, and
-    many times as long as joint training's where the unimodal gradient is the larger: at a high learning rate SGD then
-    diverges. With `bounded=True` the model's whole gradient, classifiers left out, gets no longer than the norm `J` of
-    joint training's own gradient at these weights, where `J` is held between its mean so far and three times that.
+    The sum can be twice as long as the longer gradient alone. If the unimodal gradient is much larger, it is many times
+    as long as joint training's gradient, and SGD diverges at a high learning rate. `bounded=True` limits the norm of
+    the model's whole gradient, without the classifiers, to the norm `J` that joint training's gradient has at these
+    weights. `J` itself is clamped between its running mean and three times that mean.
 
     Args:
-        bounded: whether steps of SGD are bounded so. Adam's are not: it divides by the gradient's size anyway.
+        bounded: whether to bound SGD steps this way. Adam's steps never are: Adam divides by the gradient's scale.
 
     >>> NormEqualization().combine(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 6.0]))
     tensor([6., 6.])
@@ -38,8 +38,8 @@ class NormEqualization(Combiner):
     bounded: bool = False  # type: ignore[misc]
 
     def combine(self, multimodal: Tensor, unimodal: Tensor, weight: Tensor | None = None) -> Tensor:
-        """`m (g_m / ‖g_m‖ + weight · g_u / ‖g_u‖)`, `weight` 1 by default; not finite where a gradient is not."""
-        if multimodal.element_size() < 4:  # in half precision squares do not fit under loss scaling
+        """`m (g_m / ‖g_m‖ + weight · g_u / ‖g_u‖)`, `weight` 1 by default; not finite if a gradient is not."""
+        if multimodal.element_size() < 4:  # with loss scaling, squares overflow in half precision
             return self.combine(multimodal.float(), unimodal.float(), weight).to(multimodal.dtype)
         one, other = vector_norm(multimodal).clamp_min(_NOTHING), vector_norm(unimodal).clamp_min(_NOTHING)
         if weight is not None:
@@ -47,14 +47,14 @@ class NormEqualization(Combiner):
         return (multimodal / one).addcdiv_(unimodal, other).mul_(torch.maximum(one, other))
 
     def initial_state(self, scores: Tensor) -> State:
-        """Where `bounded`, the mean of `J` so far and the number of steps: 0."""
+        """If `bounded`, the running mean of `J` and the number of steps, both 0."""
         if not self.bounded:
             return {}
         zero = torch.zeros((), dtype=torch.float64, device=scores.device)
         return {"mean": zero, "steps": zero.clone()}
 
     def limit(self, joint: Tensor, state: State) -> tuple[Tensor, State]:
-        """`J`, held between its mean so far and three times that; a `J` that is not finite changes nothing."""
+        """`J`, clamped between its running mean and three times that; a non-finite `J` changes nothing."""
         mean, steps = state["mean"], state["steps"]
         largest = torch.where(steps > 0, _SPREAD * mean, joint)
         counted = mean + (torch.minimum(joint, largest) - mean) / (steps + 1)

@@ -14,13 +14,13 @@ from .roles import Coefficients
 
 @dataclass(frozen=True)
 class MIMO(Coefficients):
-    """Gives nearly all of the unimodal weight to the modality that is farthest from its best unimodal loss.
+    """Gives most of the unimodal weight to the modality that is farthest from its best unimodal loss.
 
     `g_i = g_multimodal + λ σ_i g_unimodal` with `σ = softmax((f − f*) / μ)`: `f_i` is modality i's unimodal loss on
-    the batch, `f*_i` the loss that it reaches when it is trained alone or, where that is not known, its best batch
-    so far. The smaller μ, the nearer the rule is to training the worst modality alone (the minimax problem of the
-    paper). Needs a combiner that takes a weight: `UnimodalLosses() + MIMO()`. The classifiers themselves learn from
-    their losses at weight 1.
+    the batch. `f*_i` is the loss it reaches when trained alone or, if that is unknown, its best batch loss so far. A
+    smaller μ comes closer to training only the worst modality (the minimax problem of the paper). The rule needs a
+    combiner that takes a weight: `UnimodalLosses() + MIMO()`. The classifiers themselves train on their losses at
+    weight 1.
 
     Args:
         lam: λ `>= 0`, factor of the unimodal gradients; the paper takes 10 or more.
@@ -28,8 +28,7 @@ class MIMO(Coefficients):
         optimum: `f*_i` for each modality, in the order of `encoders`; None for the best so far.
 
     Raises:
-        ValueError: an argument outside its range; at the first step, `optimum` of another length than there are
-            modalities.
+        ValueError: an argument is outside its range; at the first step, `optimum` does not have one entry per modality.
 
     >>> policy = MIMO(lam=10.0, mu=1.0, optimum=(0.5, 0.2))
     >>> policy.balance(torch.tensor([-1.0, -0.7]), {}).unimodal_weights                 # both lag by .5
@@ -49,15 +48,15 @@ class MIMO(Coefficients):
             check_range("optimum", value, 0.0)
 
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
-        """`feature`, where the unimodal gradient gets its weight; the coefficients themselves are 1."""
+        """Only `feature`, where the unimodal gradient is weighted; the coefficients themselves are 1."""
         return ("feature",)
 
     def initial_state(self, scores: Tensor) -> State:
-        """The best losses so far: infinite, so that nobody lags in the first step."""
+        """The best losses so far: infinite, so that no modality lags in the first step."""
         return {} if self.optimum is not None else {"best": torch.full_like(scores, torch.inf)}
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Coefficients 1, and unimodal weights from the losses; equal ones where a loss is not finite."""
+        """Coefficients 1 and unimodal weights from the losses; equal weights if a loss is not finite."""
         losses, finite = -scores, all_finite(scores)
         if self.optimum is None:
             best = torch.where(finite, torch.minimum(losses, state["best"]), state["best"])

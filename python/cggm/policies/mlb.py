@@ -11,15 +11,15 @@ from torch import Tensor
 from .base import CoefficientUpdate, State, all_finite, check_range
 from .roles import Coefficients
 
-_SMALLEST = 1e-8  # confidences below this count as this
+_SMALLEST = 1e-8  # lower bound for confidences
 
 
 @dataclass(frozen=True)
 class MLB(Coefficients):
-    """Slows the modalities that are ahead and speeds up those that are behind, within bounds.
+    """Slows down the modalities that are ahead and speeds up those that are behind, within bounds.
 
-    `s_i` is the mean confidence of modality i's classifier in the truth, `r_i = mean_{j≠i} s_j / s_i`. Encoder i's
-    gradient is multiplied by `k_i = 1 + (β_i − 1) tanh(α (r_i − 1))` with `β_i = β_max` where `r_i > 1`, else 2, so
+    `s_i` is the mean confidence of modality i's classifier in the true class, `r_i = mean_{j≠i} s_j / s_i`. Encoder i's
+    gradient is multiplied by `k_i = 1 + (β_i − 1) tanh(α (r_i − 1))` with `β_i = β_max` if `r_i > 1`, else 2, so
     that `1 − tanh(α) < k_i < β_max`. Equal confidences give 1. The paper adds the unimodal losses, as in
     `UnimodalLosses() + MLB()`; the coefficient then scales the sum of both gradients.
 
@@ -43,7 +43,7 @@ class MLB(Coefficients):
         check_range("beta_max", self.beta_max, 1.0)
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Coefficients from this step's confidences alone; 1 where one is not finite."""
+        """Compute coefficients from this step's confidences only; all are 1 if a confidence is not finite."""
         finite, scores = all_finite(scores), scores.clamp_min(_SMALLEST)
         others = (scores.sum() - scores) / (scores.numel() - 1)
         behind = others / scores - 1  # [M], r_i − 1

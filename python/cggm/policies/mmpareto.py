@@ -16,8 +16,8 @@ from .roles import Combiner
 def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tensor:
     """Weight `w_m` of the multimodal gradient; `w_u = 1 − w_m`.
 
-    With `x = ⟨g_m, g_m⟩`, `y = ⟨g_m, g_u⟩`, `z = ⟨g_u, g_u⟩`: ½ where the two agree (`y > 0`), else that of the
-    shortest convex combination: 0.999 if `y ≥ x`, 0.001 if `y ≥ z`, `(z − y) / (x + z − 2y)` otherwise.
+    With `x = ⟨g_m, g_m⟩`, `y = ⟨g_m, g_u⟩`, `z = ⟨g_u, g_u⟩`: ½ if the two agree (`y > 0`), otherwise the weight of the
+    shortest convex combination, which is 0.999 if `y ≥ x`, 0.001 if `y ≥ z`, and `(z − y) / (x + z − 2y)` otherwise.
 
     Args:
         multimodal: x, 0-dimensional.
@@ -37,14 +37,14 @@ def pareto_weight(multimodal: Tensor, product: Tensor, unimodal: Tensor) -> Tens
 class MMPareto(Combiner):
     """Combines each encoder's multimodal and unimodal gradient so that a step harms neither loss.
 
-    Weights from the whole encoder's gradients (`pareto_weight`). Then, tensor by tensor, `h = 2 w_m g_m + 2 w_u g_u` is
-    raised to the norm of `g_m + g_u` where that is larger, and multiplied by γ. Parameters outside the encoders get
-    the gradient of the plain sum of losses. (Sections 3.2 and 3.3 of the paper; the closed form and the norms per
-    tensor are those of its released script.)
+    The weights come from the whole encoder's gradients (`pareto_weight`). Then each tensor's
+    `h = 2 w_m g_m + 2 w_u g_u` is scaled up to the norm of `g_m + g_u` if that is larger, and multiplied by γ.
+    Parameters outside the encoders get the gradient of the plain sum of losses. (Sections 3.2 and 3.3 of the paper; the
+    closed form and the per-tensor norms follow its released script.)
 
-    Two backward passes run through the encoders instead of one, inside the one `loss.backward()`, and the gradients of
-    all encoders are held twice until both have run. With gradient accumulation each micro-batch is combined by itself.
-    Modules before an encoder's input get no gradient. Several processes average both gradients, which takes
+    `loss.backward()` runs two backward passes through the encoders instead of one, and holds two sets of encoder
+    gradients until both have finished. With gradient accumulation, each micro-batch is combined separately. Modules
+    before an encoder's input get no gradient. Several processes average both gradients, which needs
     `DistributedDataParallel(model, find_unused_parameters=True)`. `FeaturePareto` has neither limit and costs one pass.
 
     Args:
@@ -65,7 +65,7 @@ class MMPareto(Combiner):
         check_range("gamma", self.gamma, 0.0)
 
     def combination_weights(self, gram: Tensor) -> Tensor:
-        """Weights `[S, M, 2]`, norm and γ included, from dot products `[S, M, 2, 2]`; M may be missing."""
+        """Weights `[S, M, 2]`, including norm and γ, from dot products `[S, M, 2, 2]`; the axis M is optional."""
         gram = gram.flatten(-2)  # [S, M, 4]
         multimodal, product, _, unimodal = gram.sum(0).unbind(-1)  # [M], of whole encoders
         weight = pareto_weight(multimodal, product, unimodal)
@@ -76,16 +76,16 @@ class MMPareto(Combiner):
 
 
 def _raise(wanted: Tensor, present: Tensor) -> Tensor:
-    """`max(1, wanted / present)`, squared norms; bounded, since exactly opposed gradients leave mere rounding."""
+    """`max(1, wanted / present)` of squared norms; bounded, because opposite gradients leave only rounding errors."""
     return (wanted / present.clamp_min(torch.finfo(present.dtype).tiny)).clamp_(1, 1e10)
 
 
 @dataclass(frozen=True)
 class FeaturePareto(Combiner):
-    """MMPareto's rule on the gradients that enter an encoder at its output: one backward pass instead of two.
+    """Applies MMPareto's rule to the gradients at an encoder's output: one backward pass instead of two.
 
-    `h = 2 w_m g_m + 2 w_u g_u`, raised to the norm of `g_m + g_u` where that is larger, times γ; norms and dot products
-    over the whole batch of features.
+    `h = 2 w_m g_m + 2 w_u g_u` is scaled up to the norm of `g_m + g_u` if that is larger, and multiplied by γ. Norms
+    and dot products are over the whole batch of features.
 
     Args:
         gamma: γ, `>= 0`.
@@ -103,8 +103,8 @@ class FeaturePareto(Combiner):
         check_range("gamma", self.gamma, 0.0)
 
     def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
-        """The combined gradient; not finite where one of the two is not."""
-        if multimodal.element_size() < 4:  # in half precision squares do not fit under loss scaling
+        """The combined gradient; not finite if one of the two is not."""
+        if multimodal.element_size() < 4:  # with loss scaling, squares overflow in half precision
             return self.combine(multimodal.float(), unimodal.float()).to(multimodal.dtype)
         product = (multimodal * unimodal).sum()
         weight = 2 * pareto_weight(vector_norm(multimodal).square(), product, vector_norm(unimodal).square())

@@ -11,28 +11,28 @@ from torch import Tensor
 from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
 from .roles import Coefficients
 
-_ROUNDING = 1e-6  # equal scores must not count as ahead of each other
+_ROUNDING = 1e-6  # tolerance: equal scores must not count as ahead because of rounding
 
 
 @dataclass(frozen=True)
 class OGMGE(Coefficients):
-    """Slows the modalities that are ahead, and adds noise to the gradients to keep up generalization.
+    """Slows down the modalities that are ahead, and adds noise to the gradients to improve generalization.
 
-    `S_i` is the mean confidence of modality i in the truth, `r_i = S_i / mean_{j≠i} S_j` the discrepancy ratio.
-    Encoder i's gradient is multiplied by `1 − tanh(α r_i)` where `r_i > 1`, else by 1 (section 3 of the paper, of two
-    modalities; the mean of the others is our generalization). Then Gaussian noise of standard deviation
-    `std(g) + 1e-8` is added to each of the encoders' gradient tensors, `std(g)` taken before the coefficient. All
-    parameters of the encoders take part; the released script touches those of convolutions only.
+    `S_i` is the mean confidence of modality i in the true class, `r_i = S_i / mean_{j≠i} S_j` the discrepancy ratio.
+    Encoder i's gradient is multiplied by `1 − tanh(α r_i)` if `r_i > 1`, else by 1. (Section 3 of the paper covers two
+    modalities; the mean over the others is our generalization.) Then Gaussian noise of standard deviation
+    `std(g) + 1e-8` is added to each gradient tensor of the encoders; `std(g)` is taken before the coefficient. All
+    parameters of the encoders take part; the released script changes only those of convolutions.
 
-    The confidences come from the unimodal classifiers, whatever the fusion is. The released script has a head that gets
-    the concatenated features, and splits that head instead: `split_head=True` does the same. The script modulates
-    from a first to a last epoch: set `optimizer.active` from the training loop.
+    The confidences come from the unimodal classifiers, for any kind of fusion. The released script instead splits a
+    head on concatenated features; `split_head=True` does the same. The script modulates only between a first and a last
+    epoch; set `optimizer.active` in the training loop for that.
 
     Args:
         alpha: α `>= 0`.
         noise: generalization enhancement; needs `apply="gradient"`.
-        split_head: confidences from the head's columns of each modality, features concatenated in the order of
-            `encoders`, instead of from the unimodal classifiers.
+        split_head: take the confidences from each modality's columns of the head instead of the unimodal classifiers;
+            the features must be concatenated in the order of `encoders`.
 
     Raises:
         ValueError: a negative α.
@@ -56,11 +56,11 @@ class OGMGE(Coefficients):
         return "head" if self.split_head else "classifiers"
 
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
-        """With noise on the gradients; else `feature` before SGD, and `update` before Adam and kin."""
+        """`gradient` with noise; otherwise `feature` with SGD, and `update` with adaptive optimizers."""
         return ("gradient",) if self.noise else super().scale_targets(adaptive)
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Coefficients from this step's confidences alone; 1 where one is not finite."""
+        """Compute coefficients from this step's confidences only; all are 1 if a confidence is not finite."""
         others = (scores.sum() - scores) / (scores.numel() - 1)
         ratios = scores / others.clamp_min(torch.finfo(scores.dtype).tiny)  # [M]
         ahead = (ratios > 1 + _ROUNDING) & all_finite(scores)

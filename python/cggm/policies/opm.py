@@ -11,22 +11,22 @@ from torch import Tensor
 from .base import State, all_finite, check_range
 from .roles import Dropout
 
-_ROUNDING = 1e-6  # equal scores must not count as ahead of each other
-_SMALLEST = 1e-8  # confidences below this count as this
+_ROUNDING = 1e-6  # tolerance: equal scores must not count as ahead because of rounding
+_SMALLEST = 1e-8  # lower bound for confidences
 
 
 @dataclass(frozen=True)
 class OPM(Dropout):
-    """Zeroes the leading modality's features before the fusion, the more often the farther it is ahead.
+    """Zeroes the leading modality's features before the fusion; the farther it is ahead, the more often.
 
-    `s_i` is the mean confidence of modality i's classifier in the truth, `ρ_i = mean_{j≠i} s_i / s_j`. A sample loses
-    modality i with probability `q_i = q (1 + λ tanh(ρ_i − 1))` where `ρ_i > 1`, else 0. The rates of a step come from
-    the scores of the step before; the first step drops nothing.
+    `s_i` is the mean confidence of modality i's classifier in the true class, `ρ_i = mean_{j≠i} s_i / s_j`. A sample
+    loses modality i with probability `q_i = q (1 + λ tanh(ρ_i − 1))` if `ρ_i > 1`, else 0. The rates of a step come
+    from the scores of the previous step; the first step drops nothing.
 
-    A sample loses one modality at most. With two modalities only one can lead, and this is the paper's rule. With more
-    the paper draws each modality by itself and leaves samples out that lose all of them; here the rates are scaled down
-    where they add up to more than 1. The authors' script takes its confidences from the split head, drops in 70% of the
-    batches after five epochs (`optimizer.active`), and divides all features by their expected share that is kept.
+    A sample loses at most one modality. With two modalities only one can lead, and this is the paper's rule. With more,
+    the paper draws each modality independently and skips samples that lose all of them; here the rates are scaled down
+    if they add up to more than 1. The authors' script takes its confidences from the split head, applies dropout to 70%
+    of the batches after five epochs (see `optimizer.active`), and divides all features by their expected kept share.
 
     Args:
         q: base rate in `[0, 1]`; the authors' default.
@@ -49,11 +49,11 @@ class OPM(Dropout):
         check_range("lam", self.lam, 0.0)
 
     def rates(self, modalities: int) -> tuple[float, ...]:
-        """0 for each of the M modalities: those of the first step."""
+        """The rates of the first step: 0 for each of the M modalities."""
         return (0.0,) * modalities
 
     def update(self, scores: Tensor, state: State) -> State:
-        """Rates from this step's confidences alone; those of the step before where one is not finite."""
+        """Compute rates from this step's confidences only; keep the previous rates if a confidence is not finite."""
         finite, scores = all_finite(scores), scores.float().clamp_min(_SMALLEST)
         inverse = 1 / scores
         lead = scores * (inverse.sum() - inverse) / (scores.numel() - 1) - 1  # [M], ρ_i − 1

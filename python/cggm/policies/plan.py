@@ -1,6 +1,6 @@
-"""The plan: what a policy does around this optimizer and these processes, resolved once in the constructor.
+"""The plan: how a policy acts with a given optimizer and set of processes. The constructor resolves it once.
 
-Everything that cannot work together is refused here. Each part of the wrapper gets from the plan only what it needs.
+This module rejects everything that cannot work together. Each part of the wrapper reads from the plan what it needs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .base import Policy, Role, ScaleTarget
 from .roles import Coefficients, Combiner, Dropout
 from .unimodal import UnimodalLosses
 
-#: Optimizers whose update is linear in the gradient, by the names of their classes and of those they inherit from. Any
-#: other one counts as adaptive: `apply="auto"` then scales updates, which means the same whatever the optimizer does.
+#: Optimizers whose update is linear in the gradient, by the name of their class or a base class. Every other optimizer
+#: counts as adaptive: `apply="auto"` then scales updates, which has the same effect with any optimizer.
 LINEAR_OPTIMIZERS = frozenset({"SGD", "ASGD", "SGDScheduleFree", "SGDW", "SGDP"})
 
 
 @dataclass(frozen=True)
 class HeadDirection:
-    """How the head's gradient is turned, and how strongly."""
+    """The kind of head direction, and its strength λ."""
 
     kind: Literal["rotation", "gradient", "weights"]
     lam: float
@@ -32,13 +32,13 @@ class HeadDirection:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the parts of the wrapper have to do.
+    """A policy resolved for one optimizer, read by all parts of the wrapper.
 
     Args:
-        policy: its roles.
+        policy: provides the roles.
         scale_at: what the coefficients scale; None without coefficients.
-        direction: how the head's gradient is turned; None to leave it alone.
-        bounds_step: whether the step is kept as short as joint training's would be.
+        direction: how to turn the head's gradient; None for no turn.
+        bounds_step: whether the combiner limits the gradient norm to joint training's.
     """
 
     policy: Policy
@@ -58,13 +58,13 @@ class Plan:
 
     @property
     def dropout(self) -> Dropout | None:
-        """The role that drops modalities, unless it never does."""
+        """The role that drops modalities; None if its rates are always 0."""
         dropout = self.policy.dropout
         return None if dropout is None or not (dropout.adaptive or any(dropout.rates(2))) else dropout
 
     @property
     def detaches_features(self) -> bool:
-        """Whether the unimodal classifiers see detached features, so that their losses do not reach the encoders."""
+        """Whether the unimodal classifiers see detached features, which keeps their losses out of the encoders."""
         return self.combiner is None
 
     @property
@@ -74,14 +74,14 @@ class Plan:
 
     @property
     def adds_gradients(self) -> bool:
-        """Whether combining is plain addition, which autograd does by itself."""
+        """Whether combining is plain addition, which autograd already does."""
         return (
             type(self.combiner) is UnimodalLosses and self.combiner.weight == 1 and not self.weighs_unimodal
         )
 
     @property
     def weighs_unimodal(self) -> bool:
-        """Whether the coefficients come with weights of the unimodal gradients."""
+        """Whether the coefficient role also returns weights for the unimodal gradients."""
         return self.coefficients is not None and self.coefficients.weighs_unimodal
 
     @property
@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def scorers(self) -> tuple[Role | None, ...]:
-        """The roles that read scores; None alone, for the negative unimodal losses, where no role does."""
+        """The roles that read scores; `(None,)`, meaning the negative unimodal losses, if no role does."""
         found: list[Role | None] = [] if self.coefficients is None else [self.coefficients]
         if self.dropout is not None and self.dropout.adaptive:
             found.append(self.dropout)
@@ -102,21 +102,21 @@ class Plan:
         return next((role for role in self.scorers if role is not None and role.score_source == source), None)
 
     def paused(self) -> Plan:
-        """The plan while the wrapper is not active: everything stays in place, and nothing acts."""
+        """The plan while balancing is paused: everything stays attached, but nothing acts."""
         return Plan(Policy(), None, None)
 
 
 def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
-    """Resolve a policy around an optimizer.
+    """Resolve a policy for an optimizer.
 
     Args:
-        policy: what the user passed.
-        apply: what the coefficients are to scale, or `"auto"` for what the policy prefers with this optimizer.
-        optimizer: the wrapped one.
+        policy: the user's policy or role.
+        apply: what the coefficients scale, or `"auto"` for the policy's choice with this optimizer.
+        optimizer: the wrapped optimizer.
 
     Raises:
-        TypeError: not a policy.
-        ValueError: a target that this policy cannot scale; weights that this combiner cannot take.
+        TypeError: `policy` is not a policy.
+        ValueError: the policy cannot scale this target, or the combiner does not take unimodal weights.
     """
     policy = Policy.of(policy)
     adaptive = is_adaptive(optimizer)
@@ -138,10 +138,10 @@ def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
 
 
 def scale_targets(policy: Policy | Role, adaptive: bool) -> tuple[ScaleTarget, ...]:
-    """What a policy's coefficients can scale, the choice of `apply="auto"` first.
+    """What a policy's coefficients can scale; `apply="auto"` takes the first.
 
-    Not the features where the gradients are combined behind them, at the parameters. A policy without coefficients
-    takes `"feature"`, which then does nothing.
+    `"feature"` is excluded if the gradients are combined at the parameters. A policy without coefficients accepts
+    `"feature"`, which then does nothing.
 
     Args:
         policy: a policy or a single role.
@@ -161,7 +161,7 @@ def scale_targets(policy: Policy | Role, adaptive: bool) -> tuple[ScaleTarget, .
 
 
 def is_adaptive(optimizer: Optimizer) -> bool:
-    """Whether an optimizer counts as one that divides updates by the gradient's own scale, see `LINEAR_OPTIMIZERS`.
+    """Whether an optimizer is assumed to divide updates by the gradient's own scale; see `LINEAR_OPTIMIZERS`.
 
     >>> import torch
     >>> parameters = [torch.nn.Parameter(torch.ones(1))]
@@ -182,14 +182,14 @@ def _check_takes_weight(policy: Policy, names: str) -> None:
 
 
 def check_distribution(plan: Plan, context: Any) -> None:
-    """Refuse what several processes cannot do together.
+    """Reject a plan that does not work across several processes.
 
     Args:
-        plan: what is to be done.
+        plan: the plan to check.
         context: the `DistributedContext`.
 
     Raises:
-        ValueError: the policy needs whole gradients or weights, and every process has a part.
+        ValueError: the policy needs whole gradients or weights, but each process holds only a shard.
     """
     again = plan.reads("responses") or plan.policy.objective
     if context.sharded and again is not None:
@@ -213,16 +213,16 @@ def check_distribution(plan: Plan, context: Any) -> None:
 def check_updated(
     plan: Plan, parameters: Sequence[tuple[Tensor, int]], names: Sequence[str], optimizer: Optimizer
 ) -> None:
-    """Refuse to scale updates of an encoder of which the optimizer steps no parameter.
+    """Reject scaling the updates of an encoder if the optimizer has none of its parameters.
 
     Args:
-        plan: says whether updates are scaled.
+        plan: the plan, which may scale updates.
         parameters: the encoders' parameters with the indices of their modalities.
         names: the modalities.
-        optimizer: the wrapped one.
+        optimizer: the wrapped optimizer.
 
     Raises:
-        ValueError: there is such an encoder, and it is not frozen.
+        ValueError: the optimizer has no parameter of an encoder that is not frozen.
     """
     if plan.scale_at != "update":
         return
@@ -237,10 +237,10 @@ def check_updated(
 
 
 def check_whole_head(sharded: bool) -> None:
-    """Refuse a direction that needs the head's whole weight where this process holds a part of it.
+    """Reject a direction that needs the head's whole weight if the head is sharded.
 
     Raises:
-        RuntimeError: it does.
+        RuntimeError: the head is sharded.
     """
     if sharded:
         raise RuntimeError(

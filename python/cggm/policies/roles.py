@@ -1,4 +1,4 @@
-"""The four roles of a policy: subclass one to write a method of your own."""
+"""The four roles of a policy. Subclass one to write your own method."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Coefficients(Role):
-    """Makes a coefficient per modality of the scores, as CGGM does: subclass it and write `balance`."""
+    """Computes one coefficient per modality from the scores, as CGGM does. Subclass it and implement `balance`."""
 
     slot = "coefficients"
-    #: Strength λ of the head's direction, and how it turns the head's gradient.
+    #: Strength λ of the head direction, and its kind.
     lam: ClassVar[float] = 0.0
     direction: ClassVar[Literal["rotation", "gradient", "weights", "none"]] = "none"
     #: Whether Gaussian noise of each gradient's own standard deviation is added to the encoders' gradients.
@@ -27,28 +27,28 @@ class Coefficients(Role):
     weighs_unimodal: ClassVar[bool] = False
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Coefficients of this step from the scores `[M]` (as `measure` makes them, higher is better) and the state.
+        """Compute this step's coefficients from the scores `[M]` (from `measure`, higher is better) and the state.
 
-        Nothing is mutated: the new state is returned, so that a skipped step can drop it.
+        Do not mutate anything. Return the new state instead, so that a skipped step can discard it.
         """
         raise NotImplementedError
 
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
-        """What the coefficients can scale, the choice of `apply="auto"` first.
+        """What the coefficients can scale; `apply="auto"` takes the first.
 
         Args:
-            adaptive: True if the wrapped optimizer divides updates by the gradient's own scale, as Adam does. It
-                undoes a constant coefficient on the gradient, so that `"update"` comes first.
+            adaptive: True if the wrapped optimizer divides updates by the gradient's own scale, as Adam does. That
+                cancels a constant coefficient on the gradient, so `"update"` comes first.
         """
         return ("update", "gradient", "feature") if adaptive else ("feature", "gradient", "update")
 
     def diagnostics(self, scores: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
-        """Further statistics `[M]` of a step, from its scores `[M]` and its unimodal losses `[M]`."""
+        """Additional statistics `[M]` of a step, from its scores `[M]` and its unimodal losses `[M]`."""
         return {}
 
 
 class Combiner(Role):
-    """Makes one gradient of the multimodal and the unimodal one, as MMPareto does: subclass it, write `combine`."""
+    """Merges the multimodal and the unimodal gradient, as MMPareto does. Subclass it and implement `combine`."""
 
     slot = "combiner"
     #: Where the two gradients are combined: at the encoder's output by `combine`, or at its parameters with
@@ -60,86 +60,86 @@ class Combiner(Role):
     def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
         """The gradient that enters an encoder at its output, before its coefficient.
 
-        A combiner that takes a third argument, a 0-dimensional `weight` of the unimodal gradient, works with
-        coefficients that weigh the unimodal gradient.
+        To support coefficient roles that weight the unimodal gradient, accept a third argument `weight`, a
+        0-dimensional tensor.
 
         Args:
-            multimodal: gradient of the multimodal loss there, the features' shape.
-            unimodal: gradient of the unimodal loss there, the same shape.
+            multimodal: gradient of the multimodal loss at the encoder's output, in the features' shape.
+            unimodal: gradient of the unimodal loss at the encoder's output, in the same shape.
         """
         raise NotImplementedError
 
     def limit(self, joint: Tensor, state: State) -> tuple[Tensor, State]:
-        """The norm that the model's gradient may have in this step, and the new state; asked where `bounded`.
+        """The largest allowed norm of the model's gradient in this step, and the new state; called if `bounded`.
 
         Args:
-            joint: 0-dimensional float64, the norm that joint training's own gradient has at these weights.
-            state: as `initial_state` made it, or the last step returned it.
+            joint: 0-dimensional float64, the gradient norm of plain joint training at these weights.
+            state: the state from `initial_state` or from the last step.
         """
         return joint, state
 
     def combination_weights(self, gram: Tensor) -> Tensor:
-        """Weights `[S, M, 2]` of the multimodal and the unimodal gradient of each of M encoders' S tensors.
+        """Weights `[S, M, 2]` of the multimodal and the unimodal gradient, for each of S tensors of M encoders.
 
         Args:
-            gram: `[S, M, 2, 2]` float64, the two gradients' dot products, tensor by tensor; zeros where an encoder has
-                fewer tensors.
+            gram: `[S, M, 2, 2]` float64, dot products of the two gradients for each tensor; padded with zeros if an
+                encoder has fewer tensors.
         """
         raise NotImplementedError
 
 
 class Dropout(Role):
-    """Says how often each modality is dropped before the fusion: subclass it and write `rates`."""
+    """Decides how often each modality is dropped before the fusion. Subclass it and implement `rates`."""
 
     slot = "dropout"
-    #: Whether `update` makes new rates after each step.
+    #: Whether `update` computes new rates after each step.
     adaptive: ClassVar[bool] = False
     #: What stands in for dropped features.
     fill: ClassVar[float] = 0.0
 
     def rates(self, modalities: int) -> tuple[float, ...]:
-        """The probability that a sample loses modality i, for all M; never more than 1 together."""
+        """For each of the M modalities, the probability that a sample loses it; the sum is at most 1."""
         raise NotImplementedError
 
     def initial_state(self, scores: Tensor) -> State:
-        """`rates(M)` as `state["rates"]` where `adaptive`, else nothing."""
+        """`rates(M)` as `state["rates"]` if `adaptive`, otherwise an empty state."""
         rates = self.rates(scores.numel())
         return (
             {"rates": torch.tensor(rates, dtype=torch.float32, device=scores.device)} if self.adaptive else {}
         )
 
     def update(self, scores: Tensor, state: State) -> State:
-        """The state after a step with these scores `[M]`; asked where `adaptive`.
+        """The state after a step with these scores `[M]`; called if `adaptive`.
 
-        `state["rates"]`, float32 `[M]`, are the rates: those of this step in the argument, of the next one in what
-        is returned. They must not add up to more than 1.
+        `state["rates"]`, float32 `[M]`, holds this step's rates. The returned state holds the next step's rates, which
+        must not add up to more than 1.
         """
         raise NotImplementedError
 
 
 class Fusion(Protocol):
-    """What an objective sees of a forward pass, and a way to run its fusion again."""
+    """An objective's view of a forward pass; calling it runs the fusion again."""
 
-    features: Sequence[Tensor]  # M encoders' features, with their graphs
-    output: Tensor  # what the head made of them, with its graph
+    features: Sequence[Tensor]  # features of the M encoders, with their graphs
+    output: Tensor  # the head's output for them, with its graph
 
     def __call__(self, features: Sequence[Tensor]) -> Tensor:
-        """What the head makes of other features, with its graph."""
+        """The head's output for other features, with its graph."""
         ...
 
 
 class Objective(Role):
-    """Adds a loss to the multimodal one, as TCMax does: subclass it and write `term`."""
+    """Adds a loss to the multimodal loss, as TCMax does. Subclass it and implement `term`."""
 
     slot = "objective"
-    #: Its gradient enters an encoder where the unimodal one does; a combiner would take it for that.
+    #: Its gradient enters an encoder at the same place as the unimodal gradient; a combiner cannot tell them apart.
     excludes: ClassVar[tuple[str, ...]] = ("combiner",)
 
     def term(self, fusion: Fusion, loss: Tensor, target: Tensor) -> Tensor:
         """The loss to add, 0-dimensional, with its graph.
 
         Args:
-            fusion: the forward pass just made.
+            fusion: the latest forward pass.
             loss: the multimodal loss, 0-dimensional.
             target: the batch's target.
         """

@@ -14,13 +14,13 @@ from .roles import Coefficients
 
 @dataclass(frozen=True, kw_only=True)
 class SMP(Coefficients):
-    """Trains the weakest modality first, adds the next stronger one stage by stage, and ends with all of them.
+    """Trains the weakest modality first, then adds the next stronger one at each stage until all are trained.
 
-    In stage k = 1, ..., M the k modalities of the lowest scores get coefficient 1 and the others 0; the last stage
-    lasts for good. The scores are mean confidences in the truth over the last finished epoch, or over the steps so far
-    during the first one, so that the order may change after each epoch. The paper takes the confidences of unimodal
-    teachers that were trained before; ours are the unimodal classifiers'. Its default is stages of equal length, half
-    of the training each for two modalities.
+    In stage k = 1, ..., M, the k modalities with the lowest scores get coefficient 1 and the others 0. The last stage
+    never ends. The scores are mean confidences in the true class over the last finished epoch, or over the steps so far
+    during the first epoch, so the order may change after each epoch. The paper uses the confidences of pretrained
+    unimodal teachers; we use the unimodal classifiers. The paper's default is stages of equal length, half of the
+    training each for two modalities.
 
     Args:
         stage_steps: optimizer steps per stage, a whole number `>= 1`.
@@ -47,13 +47,13 @@ class SMP(Coefficients):
     def initial_state(self, scores: Tensor) -> State:
         """No step taken."""
         return {
-            "sums": torch.zeros_like(scores),  # [M], of this epoch's scores
+            "sums": torch.zeros_like(scores),  # [M], sums of this epoch's scores
             "last": torch.zeros_like(scores),  # [M], the sums of the last finished epoch
             "steps": torch.zeros((), dtype=torch.float32, device=scores.device),
         }
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Coefficients 0 or 1. A batch whose scores are not finite counts as a step without scores."""
+        """Coefficients 0 or 1. A batch with non-finite scores counts as a step without scores."""
         steps = state["steps"]
         sums = state["sums"] + torch.where(all_finite(scores), scores, torch.zeros_like(scores))
         compared = torch.where(steps < self.epoch_steps, sums, state["last"])  # [M]

@@ -16,26 +16,27 @@ from .roles import Fusion, Objective
 
 @dataclass(frozen=True)
 class TCMax(Objective):
-    """Replaces the multimodal loss by a bound of the total correlation of all modalities and the label.
+    """Replaces the multimodal loss with a bound on the total correlation of all modalities and the label.
 
     `L_TC = −mean_b f(x_b)[y_b] + log mean_{j, k, y} exp f(a_j, v_k)[y]`, the second mean over all pairs of features in
     the batch and all classes; with M modalities, over all `B^M` tuples. The policy adds `weight · (L_TC − L)` to the
-    multimodal loss L. For classification: the head puts out `[B, C]`, targets are class indices `[B]`, −100 is ignored.
+    multimodal loss L. It supports classification only: the head outputs `[B, C]`, targets are class indices `[B]`, and
+    −100 is ignored.
 
-    The fusion runs once more, on a batch of `B^M` rows; it keeps that many rows of every activation, and its forward
-    function must take the number of samples from the features. It runs in the mode of the model, as the authors' does:
-    dropout draws for every pair, BatchNorm counts the pairs as a batch of its own. The pairs are made of the whole
-    features, also beside `ModalityDropout`, and of each process's own samples.
+    The fusion runs once more, on a batch of `B^M` rows, and stores that many rows of every activation. Its forward
+    function must read the number of samples from the features. It runs in the model's mode, as the authors' code does:
+    dropout draws for every pair, and BatchNorm treats the pairs as a batch of their own. Pairs use the full features,
+    even with `ModalityDropout`, and only samples of the same process.
 
     Args:
-        weight: share of the multimodal loss that is replaced, in `[0, 1]`.
-        max_rows: the largest `B^M` that is allowed, `>= 1`.
-        sampled: where there are more, draw `max_rows` tuples from torch's random numbers, as the authors' script can,
-            instead of refusing.
+        weight: share of the multimodal loss to replace, in `[0, 1]`.
+        max_rows: the largest allowed `B^M`, `>= 1`.
+        sampled: if there are more rows, draw `max_rows` tuples with torch's random number generator, an option of the
+            authors' script too, instead of raising.
 
     Raises:
-        ValueError: an argument outside its range; in `balance()`, more rows than `max_rows`, outputs or targets of
-            another form.
+        ValueError: an argument is outside its range; in `balance()`, there are more rows than `max_rows`, or outputs or
+            targets have another shape.
 
     >>> TCMax(weight=0.5).max_rows
     65536
@@ -67,7 +68,7 @@ class TCMax(Objective):
             )
         if samples**modalities <= self.max_rows:
             outputs = fusion(_tuples(features)).float()  # [B^M, C]
-            true = outputs[:: sum(samples**k for k in range(modalities))]  # [B, C], of what belongs together
+            true = outputs[:: sum(samples**k for k in range(modalities))]  # [B, C], of the real samples
         elif self.sampled:
             drawn = torch.randint(samples, (modalities, self.max_rows), device=output.device)
             rows = [torch.cat([x, x[which.to(x.device)]]) for x, which in zip(features, drawn, strict=True)]

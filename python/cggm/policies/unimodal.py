@@ -13,16 +13,16 @@ from .roles import Combiner
 
 @dataclass(frozen=True, kw_only=True)
 class UnimodalLosses(Combiner):
-    """Adds each unimodal loss's gradient to the encoder's: `g = g_multimodal + weight · g_unimodal`.
+    """Adds the gradient of each unimodal loss to its encoder's gradient: `g = g_multimodal + weight · g_unimodal`.
 
-    The sum is taken at the encoder's output, so that one backward pass through the encoder serves both losses.
-    The classifiers themselves learn from their losses at weight 1.
+    The sum is taken at the encoder's output, so one backward pass through the encoder serves both losses. The
+    classifiers themselves train on their losses at weight 1.
 
     Args:
         weight: factor of the unimodal gradient, `>= 0`.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: `weight` is negative.
 
     >>> UnimodalLosses(weight=2.0).combine(torch.tensor([1.0]), torch.tensor([3.0]))
     tensor([7.])
@@ -34,7 +34,7 @@ class UnimodalLosses(Combiner):
         check_range("weight", self.weight, 0.0)
 
     def combine(self, multimodal: Tensor, unimodal: Tensor, weight: Tensor | None = None) -> Tensor:
-        """`multimodal + self.weight · unimodal`, the second part times `weight` `[]` where coefficients give one."""
+        """`multimodal + self.weight · unimodal`; the second term is also multiplied by `weight` `[]` if given."""
         if weight is not None:
             unimodal = unimodal * weight.to(unimodal.dtype)
         return torch.add(multimodal, unimodal, alpha=self.weight)

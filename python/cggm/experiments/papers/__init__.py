@@ -1,1 +1,1 @@
-"""The papers' experiments, for whoever has their data; needs the extra `cggm[papers]`."""
+"""The papers' experiments, for users who have the data; needs the extra `cggm[papers]`."""

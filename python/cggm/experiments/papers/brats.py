@@ -28,7 +28,7 @@ CLASSES = 4
 
 
 class Slices(Dataset):
-    """The slices of some patients that show tumour: `[1, 160, 160]` per sequence, labels `[160, 160]` in 0 to 3.
+    """All slices with tumour of some patients: `[1, 160, 160]` per sequence, labels `[160, 160]` in 0 to 3.
 
     Every patient is read once to find them and the intensities within the brain; after that, single slices are.
 
@@ -67,7 +67,7 @@ def _brain_scale(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArr
 
 
 def _crop(plane: NDArray) -> NDArray:
-    """The middle 160 × 160 of `[..., H, W]`, filled up with zeros where there is less."""
+    """The middle 160 × 160 of `[..., H, W]`, padded with zeros if it is smaller."""
     lacking = [max(0, CROP - size) for size in plane.shape[-2:]]
     around = [(0, 0)] * (plane.ndim - 2) + [(n // 2, n - n // 2) for n in lacking]
     plane = np.pad(plane, around)

@@ -19,7 +19,7 @@ from .recipe import Recipe, check_policy, run
 
 @dataclass(frozen=True, kw_only=True)
 class PaperExperiment:
-    """Train one of the papers' experiments on data that you have, with the papers' hyper-parameters.
+    """Train one of the papers' experiments on your copy of the data, with the papers' hyper-parameters.
 
     Tests the epoch that does best on the validation part. Writes the result to <name>-<policy>-<seed>.json.
     Needs the extra cggm[papers].

@@ -1,7 +1,7 @@
 """Finding and reading data sets, with errors that say which file, what was expected and what was found.
 
-Data are not trusted: they may be broken, or made to do harm. What is read here runs no code from a file, stays inside
-the data folder, and takes no more memory than the limits below.
+Data files are not trusted: they may be broken or malicious. The readers here run no code from a file, stay inside the
+data folder, and use no more memory than the limits below.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from . import pickles
 FILE_BYTES = 2**32  # of a file that is read as a whole
 ARRAY_VALUES = 2**28  # of an array in a file; a patient of BraTS has an eighth of that
 NAME_CHARACTERS = 500
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow hands some of the others to outside programs
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow runs external programs for some other formats
 
 
 class DataError(ValueError):
-    """A data file that is missing, broken or something else; the message is one printable line."""
+    """A data file is missing, broken or of another kind; the message is one printable line."""
 
     def __init__(self, message: str) -> None:
         line = "".join(c if c.isprintable() else " " for c in message[:1000])
@@ -63,13 +63,13 @@ def existing(path: Path, what: str) -> Path:
 
 
 def corrupt(path: Path, expected: str, found: object) -> DataError:
-    """The error for a file that is not what it should be, to be raised."""
+    """Create the error for a file with unexpected content."""
     return DataError(f"{path} cannot be read or holds something else: expected {expected}, found {found}")
 
 
 @contextlib.contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Whatever a decoder raises on a broken file becomes a `DataError` that names the file.
+    """Convert every error of a decoder on a broken file to a `DataError` that names the file.
 
     Decoders raise anything: beside `OSError`, Pillow raises `SyntaxError`, gzip `zlib.error`, h5py `RuntimeError`, and
     all of them `MemoryError` for a size that the file makes up.
@@ -83,7 +83,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def inside(folder: Path, name: object, path: Path) -> Path:
-    """The file that a data file names, relative to the data folder.
+    """Resolve a file name from a data file, relative to the data folder.
 
     Args:
         folder: which the file must not leave, neither by `..` nor through a symbolic link.
@@ -170,7 +170,7 @@ def open_h5(path: Path, what: str) -> Iterator[Any]:
 
 
 def h5_dataset(file: Any, name: str, path: Path) -> Any:
-    """A data set of numbers whose values are all in this very file.
+    """A numeric HDF5 data set whose values are all stored in this file.
 
     Args:
         file: from `open_h5`.

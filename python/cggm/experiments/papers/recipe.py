@@ -1,4 +1,4 @@
-"""How to train one of the papers' experiments: choose the epoch on validation data, report on test data."""
+"""Trains one of the papers' experiments: selects the epoch on validation data, and reports on test data."""
 
 from __future__ import annotations
 
