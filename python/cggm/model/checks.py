@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..policies.plan import Plan
+from ..torch_private import own_parameter
 from .classifiers import ATTACHED
 from .lookup import unwrap
 
@@ -65,16 +66,17 @@ def check_apart(
 
 def stored_weight(head: nn.Module) -> Tensor:
     """The head's weight, or the largest parameter behind it: reading a computed weight computes it anew."""
-    own = list(head.parameters(recurse=False))
-    if parametrize.is_parametrized(head, "weight"):
-        own = list(head.parametrizations.weight.parameters(recurse=False))
-    weight = dict(head.named_parameters(recurse=False)).get("weight")
-    return max(own, key=Tensor.numel) if weight is None else weight
+    weight = own_parameter(head, "weight")
+    if weight is not None:
+        return weight
+    computed = parametrize.is_parametrized(head, "weight")
+    behind = head.parametrizations.weight if computed else head
+    return max(behind.parameters(recurse=False), key=Tensor.numel)
 
 
 def check_direction(plan: Plan, head: nn.Module, path: str) -> None:
     """Refuse to turn the gradient of a weight that is no parameter."""
-    if plan.direction is not None and "weight" not in dict(head.named_parameters(recurse=False)):
+    if plan.direction is not None and own_parameter(head, "weight") is None:
         raise ValueError(
             f"head: the weight of {path!r} is computed from other parameters (weight norm, spectral norm), so that its "
             "gradient cannot be turned: pass CGGM(lam=0), or a head with a weight of its own"

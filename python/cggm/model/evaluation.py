@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tasks import Task
+from ..torch_private import first_parameter
 
 
 class UnimodalEvaluation(NamedTuple):
@@ -48,5 +49,6 @@ def unimodal_losses(
 
 def _run(classifier: nn.Module, features: Tensor, mask: Tensor | None) -> Tensor:
     if not torch.is_autocast_enabled(features.device.type):
-        features = features.to(next((p.dtype for p in classifier.parameters()), features.dtype))
+        first = first_parameter(classifier)
+        features = features if first is None else features.to(first.dtype)
     return classifier(features) if mask is None else classifier(features, mask=mask)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..distributed.context import DistributedContext
 from ..policies.plan import Plan
+from ..torch_private import own_parameter
 from .checks import check_apart, check_direction, check_head, check_model, stored_weight
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
 from .coalitions import CoalitionForward
@@ -91,7 +92,7 @@ class MultimodalModel:
         """
         unimodal = [w.grad for w in self.classifiers.output_weights() if w.grad is not None]
         complete = len(unimodal) == len(self.encoders.names)
-        weight = dict(submodule(self.module, self._head_path).named_parameters(recurse=False)).get("weight")
+        weight = own_parameter(submodule(self.module, self._head_path), "weight")
         return (weight.grad if complete and weight is not None else None), unimodal
 
     def read_features(self, loss: Tensor | None, target: Tensor, detach: bool) -> list[CapturedRun]:

@@ -145,7 +145,8 @@ class BalancedOptimizer(OptimizerWrapper):
     def _tell_junctions(self, update: CoefficientUpdate | None) -> None:
         if update is None:
             self._model.encoders.set_coefficients(None, None)
-            self._model.encoders.measure_gradients(self._model.head_weight.device)
+            if self._plan.bounds_step:
+                self._model.encoders.measure_gradients(self._model.head_weight.device)
         else:
             self._model.encoders.set_coefficients(update.coefficients, update.unimodal_weights)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cggm_ops import Modulation
+from cggm_ops import Modulation, scale_
 
+from ..constants import constant
 from ..distributed.collectives import local
 from ..model.multimodal import MultimodalModel
 from ..policies.plan import Plan
@@ -128,7 +129,7 @@ class StepExecutor:
         gradients = state.update.coefficients if state.left_to_step else None
         grad_scale, update_scale = extended(gradients), extended(updates)
         if self._clips(state):
-            squared = self._squared_norms()
+            squared = self._squared_norms_by_kernel()
             grad_scale = torch.ones_like(squared) if grad_scale is None else grad_scale.to(squared)
             grad_scale = grad_scale * self._clip_factor(state, squared * grad_scale.square())
 
@@ -165,26 +166,35 @@ class StepExecutor:
 
     def _clip(self, state: StepState) -> None:
         """Clip the model's gradients in place; the fused step clips inside its kernels instead."""
-        clipped = [p.grad for p in self._clipped()]
+        clipped = self._clipped()
         if clipped and self._clips(state):
-            factor = self._clip_factor(state, self._squared_norms())
-            for gradients, _ in by_place((local(g), 0, ()) for g in clipped).values():
+            factor = self._clip_factor(state, self._squared_norms(clipped))
+            for gradients, _ in by_place((local(p.grad), 0, ()) for p, _ in clipped).values():
                 foreach_mul_(gradients, factor.to(gradients[0].device))
 
-    def _clipped(self) -> list[Tensor]:
-        """The parameters whose gradients are clipped: all except those of the unimodal classifiers."""
-        own = set(map(id, self._model.classifiers.parameters()))
-        parameters = (p for group in self._optimizer.param_groups for p in group["params"])
-        return [p for p in parameters if p.grad is not None and id(p) not in own]
-
-    def _squared_norms(self) -> Tensor:
-        """Squared gradient norms `[M + 1]`: one per encoder, and one for the rest of the model."""
+    def _clipped(self) -> list[tuple[Tensor, int]]:
+        """Parameters whose gradients are clipped, with their places in `[M + 1]`; without the classifiers' own."""
         owner, rest = self._owner(), len(self._model.encoders.names)
-        parameters = [(p, owner.get(id(p), rest)) for p in self._clipped()]
-        device = parameters[0][0].device if parameters else None
-        parameters.sort(key=lambda pair: pair[1])
-        ones = torch.ones(rest + 1, dtype=torch.float32, device=device)
-        return gradient_norms(parameters, ones).double().square()
+        found = (p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None)
+        return [(p, place) for p in found if (place := owner.get(id(p), rest)) >= 0]
+
+    def _squared_norms(self, clipped: Sequence[tuple[Tensor, int]]) -> Tensor:
+        """Squared gradient norms `[M + 1]`: of the encoders, and of the rest of the model."""
+        ones = self._ones(clipped[0][0].device if clipped else None)
+        return gradient_norms(sorted(clipped, key=lambda pair: pair[1]), ones).double().square()
+
+    def _squared_norms_by_kernel(self) -> Tensor:
+        """The same in one launch per device, of gradients that the fused step can read."""
+        places: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
+        for parameter, place in self._clipped():
+            gradients, owners = places.setdefault(parameter.device, ([], []))
+            gradients.append(parameter.grad)
+            owners.append(place)
+        sums = [scale_(gradients, owners, self._ones(d))[:-1] for d, (gradients, owners) in places.items()]
+        return sum((s.to(sums[0].device) for s in sums[1:]), sums[0]) if sums else self._ones(None).double()
+
+    def _ones(self, device: torch.device | None) -> Tensor:
+        return constant((1.0,) * (len(self._model.encoders.names) + 1), device or torch.device("cpu"))
 
     def _clip_factor(self, state: StepState, squared: Tensor) -> Tensor:
         """The factor, at most 1, that clips the model's gradient to the smaller of two limits.
