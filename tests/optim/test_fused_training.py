@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from cggm import CGGM, CGGMOptimizerWrapper
 from helpers import backward, batches, flat, small_model, train, wrap
@@ -199,3 +200,17 @@ def test_parameters_added_later_get_their_first_step():
         train(model, optimizer, steps=3, seed=4)
         runs.append((model, optimizer))
     assert_same_training(*runs)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_max_norm_clips_a_head_that_the_classifiers_share(fused):
+    model = small_model()
+    classifiers = {m: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), model.head) for m in model.modalities}
+    optimizer = wrap(model, policy=POLICY, apply="gradient", classifiers=classifiers, fused=fused)
+    optimizer.max_norm = 1e-3
+    ((inputs, target),) = batches(1)
+    before = flat(model)
+    backward(model, optimizer, inputs, target)
+    optimizer.step()
+    travelled = torch.linalg.vector_norm(flat(model) - before)
+    assert travelled <= 1.01 * 0.1 * 1e-3  # learning rate times norm

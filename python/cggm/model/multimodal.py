@@ -85,6 +85,11 @@ class MultimodalModel:
         """The head's weight `[C, H]`; where it is computed, the parameter of that size that it is computed from."""
         return stored_weight(submodule(self.module, self._head_path))
 
+    def own_parameters(self) -> list[Tensor]:
+        """The model's parameters without those that the unimodal classifiers alone have."""
+        named = self.module.named_parameters(remove_duplicate=False)
+        return [p for name, p in named if not name.startswith(f"{ATTACHED}.")]
+
     def head_gradients(self) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of the head's weight and of the classifiers' output weights, each of the head's shape.
 

@@ -219,6 +219,9 @@ class StepExecutor:
         """Index into the scales by parameter id: the modality, or -1 for classifiers; the rest has no entry."""
         parameters = self._model.encoders.encoder_parameters()
         if self._known[0] is not parameters:
-            classifiers = {id(p): -1 for p in self._model.classifiers.parameters()}
+            shared = set(
+                map(id, self._model.own_parameters())
+            )  # such as a head that the classifiers use, too
+            classifiers = {id(p): -1 for p in self._model.classifiers.parameters() if id(p) not in shared}
             self._known = (parameters, {id(p): i for p, i in parameters} | classifiers)
         return self._known[1]
