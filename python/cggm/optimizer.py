@@ -162,7 +162,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._model.encoders.check_outputs()
         parameters = self._model.encoders.with_gradients(state.backward_ran, self.base)
         state.drop_waiting()
-        wait = wait and self._executor.can_fuse(True)
+        wait = wait and state.plan.scale_at == "gradient" and self._executor.can_fuse(True)
         with state.irrevocable("modulate()"):
             self._model.context.average_gradients_()
             if self._buffers is not None:

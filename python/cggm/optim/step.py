@@ -166,8 +166,8 @@ class StepExecutor:
 
     def _clip(self, state: StepState) -> None:
         """Clip the model's gradients in place; the fused step clips inside its kernels instead."""
-        clipped = self._clipped()
-        if clipped and self._clips(state):
+        clipped = self._clipped() if self._clips(state) else []
+        if clipped:
             factor = self._clip_factor(state, self._squared_norms(clipped))
             for gradients, _ in by_place((local(p.grad), 0, ()) for p, _ in clipped).values():
                 foreach_mul_(gradients, factor.to(gradients[0].device))
