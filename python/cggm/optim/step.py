@@ -185,12 +185,8 @@ class StepExecutor:
 
     def _squared_norms_by_kernel(self) -> Tensor:
         """The same in one launch per device, of gradients that the fused step can read."""
-        places: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
-        for parameter, place in self._clipped():
-            gradients, owners = places.setdefault(parameter.device, ([], []))
-            gradients.append(parameter.grad)
-            owners.append(place)
-        sums = [scale_(gradients, owners, self._ones(d))[:-1] for d, (gradients, owners) in places.items()]
+        places = by_place((p.grad, place, ()) for p, place in self._clipped())
+        sums = [scale_(*lists, self._ones(device))[:-1] for (device, _), lists in places.items()]
         return sum((s.to(sums[0].device) for s in sums[1:]), sums[0]) if sums else self._ones(None).double()
 
     def _ones(self, device: torch.device | None) -> Tensor:
@@ -219,9 +215,8 @@ class StepExecutor:
         """Index into the scales by parameter id: the modality, or -1 for classifiers; the rest has no entry."""
         parameters = self._model.encoders.encoder_parameters()
         if self._known[0] is not parameters:
-            shared = set(
-                map(id, self._model.own_parameters())
-            )  # such as a head that the classifiers use, too
+            # A head that the classifiers share is the model's own, and is scaled and clipped with it.
+            shared = set(map(id, self._model.own_parameters()))
             classifiers = {id(p): -1 for p in self._model.classifiers.parameters() if id(p) not in shared}
             self._known = (parameters, {id(p): i for p, i in parameters} | classifiers)
         return self._known[1]
