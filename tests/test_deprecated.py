@@ -34,6 +34,18 @@ def test_classifiers_belong_to_their_encoders():
     assert all(c.attention is not None for c in model.unimodal_classifiers.children())
 
 
+def test_the_rate_of_the_classifiers_belongs_to_them():
+    model = small_model()
+    with pytest.warns(DeprecationWarning, match=r"scores=ClassifierScores\(lr=\.\.\.\)"):
+        optimizer = construct(model, classifier_lr=0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.5]
+    with (
+        pytest.warns(DeprecationWarning, match="classifier_lr"),
+        pytest.raises(ValueError, match="pass scores alone"),
+    ):
+        construct(small_model(), classifier_lr=0.5, scores="masked")
+
+
 def test_flatten_is_a_method():
     with pytest.warns(DeprecationWarning, match=r"optimizer\.flatten_gradients\(\)"):
         assert construct(small_model(), flatten=True).gradient_buffers

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
+from cggm import CGGM, CGGMOptimizerWrapper, ClassifierScores, UnimodalLosses
 from cggm.optim.base import complete_state
 from helpers import CLASSES, backward, batches, flat, small_model, train, wrap
 
@@ -227,7 +227,7 @@ def test_groups_keep_their_own_rate_and_decay():
         {"params": encoders, "lr": 0.0, "weight_decay": 0.0},
         {"params": fusion, "lr": 0.1, "weight_decay": 0.1},
     ]
-    optimizer = wrap(model, torch.optim.SGD(groups, lr=0.5), classifier_lr=0.05)
+    optimizer = wrap(model, torch.optim.SGD(groups, lr=0.5), scores=ClassifierScores(lr=0.05))
     assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.1, 0.05]
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1, 0.1]  # the head's
     before = [p.detach().clone() for p in encoders], model.head.weight.detach().clone()

@@ -4,6 +4,7 @@ from .model.encoder import Encoder
 from .optim.checkpoint import plain_state_dict
 from .optimizer import CGGMOptimizerWrapper
 from .policies import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses, default_policy
+from .policies.scores import ClassifierScores, MaskedScores, RetrievalScores
 from .recorder import Recorder
 from .tasks import Classification, MultiLabel, Regression, Segmentation, Task
 
@@ -13,13 +14,16 @@ __all__ = [
     "CGGM",
     "CGGMOptimizerWrapper",
     "Classification",
+    "ClassifierScores",
     "Encoder",
+    "MaskedScores",
     "ModalityDropout",
     "MultiLabel",
     "NormEqualization",
     "Policy",
     "Recorder",
     "Regression",
+    "RetrievalScores",
     "Segmentation",
     "Task",
     "UnimodalLosses",

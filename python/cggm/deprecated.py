@@ -38,7 +38,7 @@ def renamed_argument(former: str, now: str) -> Callable[[type], type]:
 
 
 def former_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Let the wrapper's constructor take `classifiers` and `flatten`, which are said elsewhere now."""
+    """Let the wrapper's constructor take `classifiers`, `classifier_lr` and `flatten`, which have other places now."""
 
     @functools.wraps(init)
     def accepting(self: Any, *arguments: Any, **named: Any) -> None:
@@ -46,6 +46,9 @@ def former_arguments(init: Callable[..., None]) -> Callable[..., None]:
         if classifiers is not None:
             warn_renamed("classifiers=...", "encoders={name: Encoder(..., classifier=...)}")
             named["encoders"] = _with_classifiers(named["encoders"], classifiers)
+        if "classifier_lr" in named:
+            warn_renamed("classifier_lr=...", "scores=ClassifierScores(lr=...)")
+            _add_rate(named, named.pop("classifier_lr"))
         init(self, *arguments, **named)
         if flatten:
             warn_renamed("flatten=True", "optimizer.flatten_gradients()")
@@ -56,6 +59,16 @@ def former_arguments(init: Callable[..., None]) -> Callable[..., None]:
                 raise
 
     return accepting
+
+
+def _add_rate(named: dict[str, Any], lr: float | None) -> None:
+    from .policies.scores import ClassifierScores
+
+    if lr is None:
+        return
+    if "scores" in named:
+        raise ValueError("classifier_lr is the former name of ClassifierScores(lr=...): pass scores alone")
+    named["scores"] = ClassifierScores(lr=lr)
 
 
 def _with_classifiers(encoders: Any, classifiers: Any) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from .optim.statistics import Statistics
 from .optim.step import Fused, StepExecutor
 from .optim.step_state import StepState
 from .policies import Policy, Role, default_policy
-from .policies.base import check_range
 from .policies.plan import check_distribution, check_updated, make_plan
-from .tasks import Task, find_task
+from .policies.scores import Scores, find_scores
+from .tasks import ModelTask, Task, find_task
 from .torch_private import disable_dynamo
 
 
@@ -44,13 +44,18 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         head: the fusion's output layer, by name or module; it has a weight matrix `[C, H]`.
         policy: the balancing method, by default `default_policy()`: `NormEqualization(bounded=True) +
             ModalityDropout(0.2, fill=1e-6)`.
-        task: `"classification"`, `"regression"`, `"segmentation"`, `"multi-label"`, or a `Task`.
+        task: `"classification"`, `"regression"`, `"segmentation"`, `"multi-label"`, or a `Task`; with masked scores a
+            function of the model's output and the target, too, that returns a loss. None for classification; with
+            masked scores, for the model's own loss where it has one.
         apply: what the coefficients scale. `"feature"`: the gradient entering the encoder, whatever its size.
             `"gradient"`: the parameters' gradients. `"update"`: what the optimizer does to the parameters, which
             survives the normalization of Adam. `"auto"`: what the policy prefers with this optimizer.
         fused: `"auto"` steps through this library's kernels where a coefficient or a norm can be folded in, and else
             through the wrapped optimizer's own `step()`; True always, False never.
-        classifier_lr: learning rate of the unimodal classifiers, by default that of the head's group.
+        scores: where the modalities' scores come from. `"classifiers"`, or `ClassifierScores(lr=...)`: unimodal
+            classifiers. `"masked"`, or `MaskedScores(every=...)`: the model itself with the other modalities masked.
+            `"retrieval"`, or `RetrievalScores(temperature=...)`: retrieval within a batch, for contrastive training.
+            Without classifiers, pass a policy of coefficients, as `CGGM()`; `head` may be left out then.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; the message says what is wrong and how to fix it.
@@ -79,25 +84,26 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         model: nn.Module,
         *,
         encoders: Mapping[str, Any],
-        head: str | nn.Module,
+        head: str | nn.Module | None = None,
         policy: Policy | Role | None = None,
-        task: str | Task = "classification",
+        task: str | Task | Callable[[Any, Any], Tensor] | None = None,
         apply: Literal["auto", "feature", "gradient", "update"] = "auto",
         fused: Fused = "auto",
-        classifier_lr: float | None = None,
+        scores: str | Scores = "classifiers",
     ) -> None:
         super().__init__(optimizer)
         check_model(model)
-        if classifier_lr is not None:
-            check_range("classifier_lr", classifier_lr, 0.0)
-        self.task = find_task(task)
-        self._plan = make_plan(default_policy() if policy is None else policy, apply, optimizer)
+        scores = find_scores(scores)
+        self.task = (
+            find_task("classification" if task is None else task) if scores.classifiers else ModelTask(task)
+        )
+        self._plan = make_plan(default_policy() if policy is None else policy, apply, optimizer, scores)
         context = DistributedContext(model)
         check_distribution(self._plan, context)
         self._model = MultimodalModel(model, read_encoders(encoders), head, self._plan, context)
         check_updated(self._plan, self._model.encoders.encoder_parameters(), self.modalities, optimizer)
         self._executor = StepExecutor(self, self._model, fused)
-        self._model.attach(optimizer, classifier_lr)
+        self._model.attach(optimizer, scores.lr if scores.classifiers else None)
 
         self._state = StepState(self._plan, self._tell_junctions)
         self._buffers: GradientBuffers | None = None
@@ -107,7 +113,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self.statistics = Statistics({})
 
     @disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
-    def balance(self, loss: Tensor, target: Tensor) -> Tensor:
+    def balance(self, loss: Tensor, target: Any = None) -> Tensor:
         """The loss to go backward from: the multimodal loss, the classifiers' losses and the direction term.
 
         Runs the classifiers on the features of the forward pass just made, and makes the coefficients from their
@@ -115,7 +121,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
 
         Args:
             loss: the multimodal loss, 0-dimensional, with its graph.
-            target: the batch's target, in a form that the task knows.
+            target: the batch's target, in a form that the task knows; None where nothing is compared with it.
 
         Raises:
             RuntimeError: no forward pass since the last call, gradients disabled.
@@ -124,11 +130,11 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         check_loss(loss)
         state, model = self._state, self._model
         fit = self._fresh and model.context.start()
-        scores = score_modalities(model, state.plan, self.task, loss, target, fit=fit)
+        scores = score_modalities(model, state.plan, self.task, loss, target, fit=fit, measure=state.measures)
         self._fresh = False
         if state.backward_ran and model.gradients_were_cleared():
             state.clear()  # by model.zero_grad(), after a step that was skipped
-        number = state.add(scores.scores, target.shape[0])
+        number = state.add(scores.scores, scores.samples)
         self._diagnostics = scores.diagnostics
         total = total_loss(model, state, loss, scores, target)
         model.forget()

@@ -40,7 +40,7 @@ def expected(apply, **options):
     return flat(model)
 
 
-@pytest.mark.parametrize("broken", ["replace", "_always"])
+@pytest.mark.parametrize("broken", ["replace", "_in_turn"])
 def test_encoders_come_back_when_replacing_them_fails(broken):
     model = small_model()
     optimizer = wrap(model, policy=AGM())

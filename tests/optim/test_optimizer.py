@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, ReduceLROnPlateau, SequentialLR
 
-from cggm import CGGM, CGGMOptimizerWrapper, UnimodalLosses
+from cggm import CGGM, CGGMOptimizerWrapper, ClassifierScores, UnimodalLosses
 from cggm.policies.plan import scale_targets
 from helpers import BASES, NoHostSync, backward, batches, flat, small_model, train, wrap
 
@@ -36,7 +36,7 @@ def test_is_an_optimizer_over_the_live_groups_and_state_of_the_wrapped_one():
 
 def test_the_classifiers_have_a_group_of_their_own():
     model = small_model()
-    optimizer = wrap(model, classifier_lr=0.5)
+    optimizer = wrap(model, scores=ClassifierScores(lr=0.5))
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.5]
     assert set(optimizer.param_groups[1]["params"]) == set(model.unimodal_classifiers.parameters())
 

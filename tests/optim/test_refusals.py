@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cggm import CGGM, Classification, Regression
+from cggm import CGGM, Classification, ClassifierScores, Regression
 from cggm.tasks import find_task
 from helpers import backward, batches, flat, small_model, wrap
 
@@ -260,8 +260,8 @@ def test_weights_that_an_encoder_shares_with_the_fusion_are_refused():
 
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), "0.1"])
 def test_a_learning_rate_of_the_classifiers_that_cannot_be_is_refused(value):
-    with pytest.raises(ValueError, match=r"classifier_lr must be a number in \[0, inf\)"):
-        wrap(small_model(), classifier_lr=value)
+    with pytest.raises(ValueError, match=r"lr must be a number in \[0, inf\)"):
+        ClassifierScores(lr=value)
 
 
 @pytest.mark.parametrize("value", ["off", 0, None])

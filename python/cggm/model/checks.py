@@ -37,7 +37,7 @@ def check_apart(
     module: nn.Module,
     paths: Mapping[str, Sequence[str]],
     parameters: Sequence[tuple[Tensor, int]],
-    head_path: str,
+    head_path: str | None,
 ) -> None:
     """Refuse a head inside an encoder, and weights that an encoder has in common with the rest of the model.
 
@@ -45,11 +45,11 @@ def check_apart(
         module: the user's model.
         paths: modality -> the names of the modules that its encoder is made of.
         parameters: the encoders' parameters, with the indices of their modalities.
-        head_path: the name of the head.
+        head_path: the name of the head, or None.
     """
     inside = [(path, name) for name, parts in paths.items() for path in parts]
     for path, name in inside:
-        if f"{head_path}.".startswith(f"{path}."):
+        if head_path is not None and f"{head_path}.".startswith(f"{path}."):
             raise ValueError(
                 f"head: {head_path!r} belongs to encoder {name!r} ({path!r}), but it has to come after the fusion: "
                 "name the model's output layer, and as encoders only what comes before the fusion"

@@ -100,6 +100,36 @@ def _do_not_miss(module: nn.Module, incompatible_keys: Any) -> None:
     missing[:] = [key for key in missing if f"{ATTACHED}." not in key]
 
 
+class NoClassifier(nn.Module):
+    """Stands where a modality's classifier would, with a parameter of no elements that checkpoints write to."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.empty = nn.Parameter(like.new_empty(0), requires_grad=False)
+
+
+def no_classifiers(choices: Mapping[str, Any], model: nn.Module) -> UnimodalClassifiers:
+    """Placeholders for scores that need no classifiers.
+
+    Raises:
+        ValueError: a modality has a classifier all the same, or a name that no submodule can have.
+    """
+    for name, choice in choices.items():
+        _check_name(name)
+        if choice is not None:
+            raise ValueError(
+                f'encoders[{name!r}]: it has a classifier, which is used with scores="classifiers" only; leave one '
+                "of the two out"
+            )
+    like = next(model.parameters())
+    return UnimodalClassifiers({name: NoClassifier(like) for name in choices}, {})
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.Module(), name):
+        raise ValueError(f"encoders: {name!r} cannot name a submodule; call this modality something else")
+
+
 def build_classifiers(
     choices: Mapping[str, Any], encoders: Mapping[str, nn.Module], head: nn.Module
 ) -> UnimodalClassifiers:
@@ -118,8 +148,7 @@ def build_classifiers(
     built: dict[str, nn.Module] = {}
     outputs: dict[str, str] = {}
     for name, encoder in encoders.items():
-        if not isinstance(name, str) or not name or "." in name or hasattr(nn.Module(), name):
-            raise ValueError(f"encoders: {name!r} cannot name a submodule; call this modality something else")
+        _check_name(name)
         choice = choices.get(name)
         module, layer = choice if isinstance(choice, tuple) and len(choice) == 2 else (choice, None)
         if not isinstance(module, nn.Module):
@@ -147,7 +176,8 @@ def _default(name: str, choice: Any, encoder: nn.Module, head: nn.Module) -> nn.
         raise ValueError(
             f"encoders[{name!r}]: there is no default classifier for a head of type {type(head).__name__} (nn.Linear "
             "and convolutions of one group have one, 'attention' needs nn.Linear); pass "
-            "Encoder(..., classifier=module) with a module whose output layer has the head's weight shape"
+            "Encoder(..., classifier=module) with a module whose output layer has the head's weight shape, or "
+            'scores="masked" with policy=CGGM(), which need no classifiers'
         )
     return UnimodalClassifier(width or last_layer(encoder)[1] or head.in_features, head, attention=attention)
 

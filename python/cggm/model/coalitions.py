@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ class CoalitionForward:
         arguments, keywords = self._call  # type: ignore[misc]
         everyone, self._output = self.output, None
         try:
-            with self._standing_in(features), torch.autocast(everyone.device.type, **self._autocast):
+            with self._replaced(features), torch.autocast(everyone.device.type, **self._autocast):
                 self._model.forward(*arguments, **keywords)
             if self._output is None:
                 raise RuntimeError(
@@ -119,23 +120,10 @@ class CoalitionForward:
         finally:
             self._output = everyone
 
-    @contextlib.contextmanager
-    def _standing_in(self, features: Sequence[Tensor]) -> Iterator[None]:
-        """Replace the encoders' outputs with these features. The encoders are restored even after an error."""
-        encoders, hooks = self._encoders.modules(), self._encoders.hooks
-        own = [encoder.__dict__.get("forward") for encoder in encoders]
-        outputs = [replace(*hook.output, x) for hook, x in zip(hooks, features, strict=True)]
-        try:
-            for encoder, hook, output in zip(encoders, hooks, outputs, strict=True):
-                encoder.forward = _always(output)
-                hook.passing = True
-            yield
-        finally:
-            for encoder, hook, forward in zip(encoders, hooks, own, strict=True):
-                hook.passing = False
-                encoder.__dict__.pop("forward", None)
-                if forward is not None:
-                    encoder.forward = forward
+    def _replaced(self, features: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
+        hooks = self._encoders.hooks
+        outputs = [[replace(*hook.output, x)] for hook, x in zip(hooks, features, strict=True)]
+        return standing_in(self._encoders, outputs)
 
     def _keep_call(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
         if torch.is_grad_enabled() and not recomputing():
@@ -167,8 +155,32 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _always(output: Any) -> Callable[..., Any]:
-    return lambda *_, **__: output
+@contextlib.contextmanager
+def standing_in(encoders: EncoderSet, outputs: Sequence[Sequence[Any]]) -> Iterator[None]:
+    """Have the encoders put out other outputs; they are restored even after an error.
+
+    Args:
+        encoders: M encoders.
+        outputs: for each of them, the outputs of its runs in turn; over again after the last.
+    """
+    modules, hooks = encoders.modules(), encoders.hooks
+    own = [module.__dict__.get("forward") for module in modules]
+    try:
+        for module, hook, each in zip(modules, hooks, outputs, strict=True):
+            module.forward = _in_turn(each)
+            hook.passing = True
+        yield
+    finally:
+        for module, hook, forward in zip(modules, hooks, own, strict=True):
+            hook.passing = False
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+
+def _in_turn(outputs: Sequence[Any]) -> Callable[..., Any]:
+    following = itertools.cycle(outputs)
+    return lambda *_, **__: next(following)
 
 
 class ShapleyAttribution:

@@ -134,7 +134,10 @@ def explain(optimizer: Any, forward: Callable[[], Tensor], target: Tensor) -> Ex
             for captured in hook.features:  # of every run of the encoder
                 if captured.requires_grad:
                     captured.register_hook(_note(report, "unimodal"))
+        calls = [report.calls for report in reports]  # scoring may run the model again
         optimizer.balance(loss, target).backward()
+        for report, count in zip(reports, calls, strict=True):
+            report.calls = count
     plan = optimizer._plan
     return Explanation(
         tuple(reports),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -12,14 +12,16 @@ from torch.optim import Optimizer
 
 from ..distributed.context import DistributedContext
 from ..policies.plan import Plan
+from ..policies.scores import MaskedScores
 from ..torch_private import own_parameter
 from .checks import check_apart, check_direction, check_head, check_model, stored_weight
-from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers
+from .classifiers import ATTACHED, NoClassifier, UnimodalClassifiers, build_classifiers, no_classifiers
 from .coalitions import CoalitionForward
 from .encoder import Encoder
 from .encoders import EncoderSet
 from .head_split import HeadSplit
 from .lookup import find_module, submodule
+from .masked import MaskedForward
 from .reading import FeatureReader
 
 
@@ -39,7 +41,7 @@ class MultimodalModel:
     Args:
         model: the user's model, behind `torch.compile` or `DistributedDataParallel` or not.
         encoders: modality -> encoder.
-        head: the fusion's output layer, by name or module.
+        head: the fusion's output layer, by name or module; None where nothing needs it.
         plan: what is done at the encoders' outputs, and what is scored.
         context: how the model is distributed; adopts the classifiers.
 
@@ -51,26 +53,38 @@ class MultimodalModel:
         self,
         model: nn.Module,
         encoders: Mapping[str, Encoder],
-        head: str | nn.Module,
+        head: str | nn.Module | None,
         plan: Plan,
         context: DistributedContext,
     ) -> None:
         self.module = check_model(model)
-        self._head_path, found = find_module(self.module, head, "head")
+        self._head_path, found = (None, None) if head is None else find_module(self.module, head, "head")
+        if found is None and (plan.scores.classifiers or plan.policy.objective is not None):
+            raise ValueError(
+                "head: None works without unimodal classifiers and objectives alone; name the fusion's output layer, "
+                'or pass scores="masked" with a policy of coefficients, as policy=CGGM()'
+            )
         self.encoders = EncoderSet(self.module, encoders, plan)
         own = self.encoders.encoder_parameters()
         check_apart(self.module, self.encoders.paths, own, self._head_path)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
         with parametrize.cached():  # a spectral norm would take a step at every read of the weight
-            check_head(found, self._head_path)
-            self.classifiers: UnimodalClassifiers = build_classifiers(choices, modules, found)
-            check_direction(plan, found, self._head_path)
-        children = self.classifiers.named_children()
+            if found is not None:
+                check_head(found, self._head_path)
+                check_direction(plan, found, self._head_path)
+            self.classifiers: UnimodalClassifiers = (
+                build_classifiers(choices, modules, found)
+                if plan.scores.classifiers
+                else no_classifiers(choices, self.module)
+            )
         self.readers = [
             FeatureReader(name, encoders[name], self.encoders.layouts[name], child)
-            for name, child in children
+            for name, child in self.classifiers.named_children()
         ]
+        self.masked = (
+            MaskedForward(self.module, self.encoders) if isinstance(plan.scores, MaskedScores) else None
+        )
         self.context = context
         context.adopt(self.classifiers)
         self.coalitions: CoalitionForward | None = None
@@ -81,8 +95,15 @@ class MultimodalModel:
             self.head_split = HeadSplit(self.module, self._head_path)
 
     @property
+    def has_classifiers(self) -> bool:
+        """Whether there are unimodal classifiers: scores may come from elsewhere."""
+        return not any(isinstance(child, NoClassifier) for child in self.classifiers.children())
+
+    @property
     def head_weight(self) -> Tensor:
         """The head's weight `[C, H]`; where it is computed, the parameter of that size that it is computed from."""
+        if self._head_path is None:
+            raise RuntimeError("this needs the model's head: pass head= to the constructor")
         return stored_weight(submodule(self.module, self._head_path))
 
     def own_parameters(self) -> list[Tensor]:
@@ -95,6 +116,8 @@ class MultimodalModel:
 
         The first is None where any of them is missing: there is nothing to compare then.
         """
+        if not self.has_classifiers or self._head_path is None:
+            return None, []
         unimodal = [w.grad for w in self.classifiers.output_weights() if w.grad is not None]
         complete = len(unimodal) == len(self.encoders.names)
         weight = own_parameter(submodule(self.module, self._head_path), "weight")
@@ -113,7 +136,7 @@ class MultimodalModel:
             ValueError: a layout or a mask that does not fit, or a layout that has to be told; passes of several sizes.
         """
         runs = self.encoders.features(loss)
-        if len(runs) > 1 and self._watchers():
+        if len(runs) > 1 and (self.coalitions or self.head_split):
             raise RuntimeError(
                 f"this loss comes from {len(runs)} forward passes of the encoders, and this policy scores one: AGM(), "
                 "OGMGE(split_head=True) and TCMax() run or split the fusion of a single pass; take another policy, or "
@@ -140,6 +163,12 @@ class MultimodalModel:
         features, masks = zip(*read, strict=True)
         return CapturedRun(captured, features, masks)
 
+    def count_samples(self, captured: Sequence[Tensor], target: Any) -> int:
+        """How many samples the features of a forward pass are of; the target's first axis where they do not say."""
+        found = [reader.samples(x) for reader, x in zip(self.readers, captured, strict=True)]
+        known = next((size for size in found if size is not None), None)
+        return len(target) if known is None else known
+
     def gradients_were_cleared(self) -> bool:
         """Whether gradients that went backward are gone; sharded ones may only not have been reduced yet."""
         return not self.context.sharded and not self.encoders.have_gradients()
@@ -150,8 +179,8 @@ class MultimodalModel:
         for watcher in self._watchers():
             watcher.forget()
 
-    def _watchers(self) -> list[CoalitionForward | HeadSplit]:
-        return [watcher for watcher in (self.coalitions, self.head_split) if watcher is not None]
+    def _watchers(self) -> list[CoalitionForward | HeadSplit | MaskedForward]:
+        return [w for w in (self.coalitions, self.head_split, self.masked) if w is not None]
 
     def attach(self, optimizer: Optimizer, lr: float | None) -> None:
         """Put hooks on the encoders, and the classifiers into the model and into a parameter group of their own.
@@ -170,7 +199,7 @@ class MultimodalModel:
                 )
         new = self._own().difference(*(group["params"] for group in optimizer.param_groups))
         own = [(f"{ATTACHED}.{name}", p) for name, p in self.classifiers.named_parameters() if p in new]
-        groups, weight = optimizer.param_groups, self.head_weight
+        groups, weight = optimizer.param_groups, None if self._head_path is None else self.head_weight
         like = next((group for group in groups if any(p is weight for p in group["params"])), groups[0])
         group = {option: value for option, value in like.items() if option not in ("params", "param_names")}
         group["params"] = own if "param_names" in like else [p for _, p in own]

@@ -61,6 +61,7 @@ class BalancedOptimizer(OptimizerWrapper):
         if not isinstance(active, bool):
             raise TypeError(f"active must be True or False, got {active!r}")
         self._state.plan = self._plan if active else self._plan.paused()
+        self._state.remeasure()
         self._model.encoders.set_active(active)
 
     @property
@@ -161,4 +162,5 @@ class BalancedOptimizer(OptimizerWrapper):
         self._state.state = checkpoint.restore(self.base, classifiers, *entries)
         self._fresh &= entries[1] is None
         self._state.clear()
+        self._state.remeasure()
         self._model.encoders.set_rates(self._state.rates)

@@ -19,7 +19,7 @@ from ..distributed.collectives import (
     whole,
 )
 from ..policies.base import CoefficientUpdate, State
-from ..policies.plan import HeadDirection, Plan, check_whole_head
+from ..policies.plan import HeadDirection, Plan
 from . import step_state
 
 if TYPE_CHECKING:
@@ -123,9 +123,10 @@ def initial_state(plan: Plan, model: MultimodalModel) -> State:
         plan: the roles that keep a state.
         model: provides the modalities and the head.
     """
-    head = model.head_weight
-    state = step_state.initial_state(plan, torch.zeros(len(model.encoders.names), device=head.device))
+    device = next(model.classifiers.parameters()).device
+    state = step_state.initial_state(plan, torch.zeros(len(model.encoders.names), device=device))
     if plan.direction is not None and plan.direction.kind == "weights":
+        head = model.head_weight
         empty = {"device": head.device, "dtype": head.dtype}  # the full shape, even if the head is sharded
         state = {**state, "direction_value": torch.zeros((), **empty)}
         state["direction_gradient"] = torch.zeros(head.shape, **empty)
@@ -153,7 +154,7 @@ def loss_term(
     """
     if direction is None or direction.kind == "rotation":
         return None
-    check_whole_head(is_sharded(model.head_weight))
+    _check_whole_head(is_sharded(model.head_weight))
     if direction.kind == "gradient":
         outputs = model.classifiers.output_weights()
         return direction.lam * gradient_term(*losses, model.head_weight, outputs, weights)
@@ -182,3 +183,16 @@ def turn_(
     if fusion is not None:
         rotate_(fusion, unimodal, cosines, update.weights, direction.lam)
     return {}
+
+
+def _check_whole_head(sharded: bool) -> None:
+    """Reject a direction that needs the head's whole weight if the head is sharded.
+
+    Raises:
+        RuntimeError: the head is sharded.
+    """
+    if sharded:
+        raise RuntimeError(
+            "this policy's direction needs the head's whole weight after the forward pass: leave the head to "
+            "fully_shard() of the whole model, without a fully_shard() of its own or reshard_after_forward=True"
+        )

@@ -46,7 +46,7 @@ def total_loss(
     plan, update = state.plan, state.update
     if plan.policy.objective is not None:
         loss = loss + plan.policy.objective.term(model.coalitions, loss, target)
-    total = loss + scores.unimodal
+    total = loss.view_as(loss) if scores.unimodal is None else loss + scores.unimodal
     term = direction.loss_term(plan.direction, model, (loss, scores.unimodal), update.weights, state.state)
     total = total if term is None else total + term
     if scores.attribution is not None:

@@ -33,6 +33,10 @@ class StepState:
         self.plan = plan
         self._tell = tell
         self.state: State = {}  # the policy's state after the last step
+        self._standing: Tensor | None = (
+            None  # [R, M], the last measured scores, where not every step measures
+        )
+        self._age = 0  # steps since then
         self._balanced = 0  # counts the balanced losses
         self.clear()
 
@@ -40,6 +44,7 @@ class StepState:
         """Discard everything that is pending."""
         self.update: CoefficientUpdate | None = None
         self.scores: Tensor | None = None  # [R, M], means over all samples so far
+        self._measured = True  # whether this step has scores of its own
         self.modulated = False
         self.left_to_step = False  # modulated, except that the fused step still has to apply the coefficients
         self._failed: str | None = None
@@ -57,18 +62,28 @@ class StepState:
         """`[M]`, current rates of an adaptive dropout; None while it still has its initial rates."""
         return self.state.get(DROPOUT + "rates")
 
-    def add(self, scores: Tensor, samples: int) -> int:
+    @property
+    def measures(self) -> bool:
+        """Whether the scores of the current step are due to be measured."""
+        return self._standing is None or self._age >= self.plan.scores.every
+
+    def remeasure(self) -> None:
+        """Measure in the next step."""
+        self._standing = None
+
+    def add(self, scores: Tensor | None, samples: int) -> int:
         """Add a micro-batch, recompute the coefficients, and return a number that identifies its loss.
 
         Args:
-            scores: `[R, M]`, means over the samples.
+            scores: `[R, M]`, means over the samples; None for those of the last step that measured.
             samples: the number of samples.
         """
         if self.modulated:  # the earlier step was skipped: this micro-batch starts a new one
             self._done = None
             self.modulated = self.left_to_step = False
         self._balanced += 1
-        self._waiting[self._balanced] = (scores, samples)
+        self._measured = scores is not None
+        self._waiting[self._balanced] = (self._standing if scores is None else scores, samples)
         self._propose()
         return self._balanced
 
@@ -126,6 +141,8 @@ class StepState:
 
     def commit(self) -> None:
         """Finish a step: make the policy's pending state its current state, and clear everything pending."""
+        if self.plan.scores.every > 1 and self.update is not None:
+            self._standing, self._age = self.scores, 1 if self._measured else self._age + 1
         state = self.update.state if self.update is not None else self.state
         if self.state.keys() != state.keys():  # copies: the statistics may share tensors with the policy
             self.state = {name: tensor.clone() for name, tensor in state.items()}
@@ -157,7 +174,10 @@ class StepState:
         else:
             others = {k: v for k, v in state.items() if k.startswith((DROPOUT, COMBINER))}
             own = {k: v for k, v in state.items() if k not in others}
-            update = coefficients.balance(next(rows), own)
+            row = next(rows)
+            if coefficients.compares_steps and not self._measured:
+                row = torch.full_like(row, torch.nan)  # nothing new: such a policy then changes nothing
+            update = coefficients.balance(row, own)
             update = update._replace(state={**update.state, **others}) if others else update
         if dropout is not None and dropout.adaptive:
             own = dropout.update(next(rows), _part(state, DROPOUT))

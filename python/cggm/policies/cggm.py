@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -100,6 +100,7 @@ class CGGM(Coefficients):
     score_kind: Literal["loss", "metric"] = "loss"  # type: ignore[assignment]
     smoothing: float = 0.9
     stable: bool = True
+    compares_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("rho", self.rho, 0.0)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from .base import Policy, Role, ScaleTarget
 from .roles import Coefficients, Combiner, Dropout
+from .scores import CLASSIFIERS, MaskedScores, Scores, check_scores
 from .unimodal import UnimodalLosses
 
 #: Optimizers whose update is linear in the gradient, by the name of their class or a base class. Every other optimizer
@@ -39,12 +40,14 @@ class Plan:
         scale_at: what the coefficients scale; None without coefficients.
         direction: how to turn the head's gradient; None for no turn.
         bounds_step: whether the combiner limits the gradient norm to joint training's.
+        scores: where the scores come from.
     """
 
     policy: Policy
     scale_at: ScaleTarget | None
     direction: HeadDirection | None
     bounds_step: bool = False
+    scores: Scores = CLASSIFIERS
 
     @property
     def coefficients(self) -> Coefficients | None:
@@ -103,22 +106,29 @@ class Plan:
 
     def paused(self) -> Plan:
         """The plan while balancing is paused: everything stays attached, but nothing acts."""
-        return Plan(Policy(), None, None)
+        return Plan(Policy(), None, None, scores=self.scores)
 
 
-def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
+def make_plan(
+    policy: Policy | Role,
+    apply: str,
+    optimizer: Optimizer,
+    scores: Scores = CLASSIFIERS,
+) -> Plan:
     """Resolve a policy for an optimizer.
 
     Args:
         policy: the user's policy or role.
         apply: what the coefficients scale, or `"auto"` for the policy's choice with this optimizer.
         optimizer: the wrapped optimizer.
+        scores: where the scores come from.
 
     Raises:
         TypeError: `policy` is not a policy.
-        ValueError: the policy cannot scale this target, or the combiner does not take unimodal weights.
+        ValueError: the policy cannot scale this target or use these scores, or the combiner takes no weights.
     """
     policy = Policy.of(policy)
+    check_scores(policy, scores)
     adaptive = is_adaptive(optimizer)
     choices = scale_targets(policy, adaptive)
     names = " + ".join(type(role).__name__ for role in policy.roles) or "Policy"
@@ -134,7 +144,7 @@ def make_plan(policy: Policy | Role, apply: str, optimizer: Optimizer) -> Plan:
         if policy.coefficients.weighs_unimodal:
             _check_takes_weight(policy, names)
     bounds = policy.combiner is not None and policy.combiner.bounded and not adaptive
-    return Plan(policy, chosen, direction, bounds)  # type: ignore[arg-type]
+    return Plan(policy, chosen, direction, bounds, scores)  # type: ignore[arg-type]
 
 
 def scale_targets(policy: Policy | Role, adaptive: bool) -> tuple[ScaleTarget, ...]:
@@ -192,10 +202,13 @@ def check_distribution(plan: Plan, context: Any) -> None:
         ValueError: the policy needs whole gradients or weights, but each process holds only a shard.
     """
     again = plan.reads("responses") or plan.policy.objective
+    argument = "policy"
+    if again is None and isinstance(plan.scores, MaskedScores):
+        argument, again = "scores", plan.scores
     if context.sharded and again is not None:
         raise ValueError(
-            f"policy: {type(again).__name__}() runs the fusion again after the forward pass, when fully_shard() has "
-            "freed its weights; use it with DistributedDataParallel, or take another policy"
+            f"{argument}: {type(again).__name__}() runs the fusion again after the forward pass, when fully_shard() "
+            f"has freed its weights; use it with DistributedDataParallel, or take another {argument}"
         )
     if context.sharded and plan.adds_noise:
         raise ValueError(
@@ -234,16 +247,3 @@ def check_updated(
                 f"apply='update' scales what this optimizer does, but it has no parameter of encoder {name!r}: "
                 "pass 'gradient' or 'feature', or an optimizer over the parameters that the model has now"
             )
-
-
-def check_whole_head(sharded: bool) -> None:
-    """Reject a direction that needs the head's whole weight if the head is sharded.
-
-    Raises:
-        RuntimeError: the head is sharded.
-    """
-    if sharded:
-        raise RuntimeError(
-            "this policy's direction needs the head's whole weight after the forward pass: leave the head to "
-            "fully_shard() of the whole model, without a fully_shard() of its own or reshard_after_forward=True"
-        )

@@ -23,6 +23,9 @@ class Coefficients(Role):
     direction: ClassVar[Literal["rotation", "gradient", "weights", "none"]] = "none"
     #: Whether Gaussian noise of each gradient's own standard deviation is added to the encoders' gradients.
     noise: ClassVar[bool] = False
+    #: Whether scores are compared with those of the step before. In a step without new ones, all scores are NaN, and
+    #: `balance` must leave coefficients and state as they were.
+    compares_steps: ClassVar[bool] = False
     #: Whether `balance` returns `unimodal_weights`.
     weighs_unimodal: ClassVar[bool] = False
 

@@ -2,8 +2,9 @@
 
 from .base import Task
 from .classification import Classification, MultiLabel
+from .model_output import ModelTask
 from .registry import find_task
 from .regression import Regression
 from .segmentation import Segmentation
 
-__all__ = ["Classification", "MultiLabel", "Regression", "Segmentation", "Task", "find_task"]
+__all__ = ["Classification", "ModelTask", "MultiLabel", "Regression", "Segmentation", "Task", "find_task"]

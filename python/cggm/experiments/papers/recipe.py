@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from cggm import CGGM, CGGMOptimizerWrapper, Encoder
+from cggm import CGGM, CGGMOptimizerWrapper, ClassifierScores, Encoder
 from cggm.experiments.training.methods import METHODS, Method, choose_methods
 
 Metrics = dict[str, float]
@@ -172,7 +172,7 @@ def _wrap(
         policy=method.policy,
         task=recipe.task,
         apply=method.apply,
-        classifier_lr=recipe.classifier_group["lr"],
+        scores=ClassifierScores(lr=recipe.classifier_group["lr"]),
     )
     wrapped.param_groups[-1].update(recipe.classifier_group)
     return wrapped

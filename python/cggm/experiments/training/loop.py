@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cggm import CGGMOptimizerWrapper, Encoder
+from cggm import CGGMOptimizerWrapper, ClassifierScores, Encoder
 from cggm.recorder import Recorder
 
 from ..datasets.experiment import Experiment, Splits
@@ -70,7 +70,7 @@ class Training:
                 model,
                 policy=method.policy,
                 apply=method.apply,
-                classifier_lr=learning_rate,
+                scores=ClassifierScores(lr=learning_rate),
                 **wrapping,
             )
             self.recorder = Recorder(self.optimizer)
