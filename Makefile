@@ -7,7 +7,7 @@ TESTABLE := $(VENV)/.testable
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all compilers lint bench gpu clean
+.PHONY: demo test test-all compilers lint docs bench gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/cggm demo
@@ -42,6 +42,10 @@ lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, in build/docs; a broken link or a docstring that does not parse is an error.
+docs: $(TESTABLE)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "no virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
 
@@ -55,7 +59,7 @@ $(INSTALLED): $(BIN)/python $(SOURCES)
 
 $(TESTABLE): $(BIN)/python $(SOURCES)
 	$(PIP) $(BUILD_NEEDS)
-	$(PIP) --no-build-isolation --editable ".[demo,dev,integrations,papers]"
+	$(PIP) --no-build-isolation --editable ".[demo,dev,docs,integrations,papers]"
 	touch $(INSTALLED) $@
 
 clean:

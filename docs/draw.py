@@ -3,9 +3,6 @@
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "cggm"  # the same file at every run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -39,12 +36,18 @@ def overview() -> Figure:
     """What joint and balanced training leave in the encoders: the README's table of digits with SGD."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     axes = figure.subplots()
-    bars = (("audio encoder alone", 89.9, GREY), ("in joint training", 66.0, ORANGE), ("balanced", 87.0, BLUE))
-    for place, (name, value, color) in enumerate(reversed(bars)):
+    bars = (
+        ("audio encoder alone", 89.9, GREY),
+        ("in joint training", 66.0, ORANGE),
+        ("balanced", 87.0, BLUE),
+    )
+    for place, (_, value, color) in enumerate(reversed(bars)):
         axes.barh(place, value, color=color, height=0.6)
         axes.text(value - 1, place, f"{value:.1f} %", ha="right", va="center", color="white", fontsize=11)
     axes.set_yticks(range(3), [name for name, *_ in reversed(bars)], fontsize=11)
-    axes.set(xlim=(0, 100), xlabel="accuracy of a linear probe on the audio encoder, spoken and handwritten digits")
+    axes.set(
+        xlim=(0, 100), xlabel="accuracy of a linear probe on the audio encoder, spoken and handwritten digits"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -95,5 +98,6 @@ def step() -> Figure:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
+    matplotlib.rcParams["svg.hashsalt"] = "cggm"  # the same file at every run
     for make in (overview, junction, step):
         make().savefig(FOLDER / f"{make.__name__}.svg", metadata={"Date": None})
