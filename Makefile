@@ -41,6 +41,7 @@ gpu:
 lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The site, in build/docs; a broken link or a docstring that does not parse is an error.
 docs: $(TESTABLE)

@@ -138,7 +138,11 @@ def extension() -> dict:
 setup(
     packages=[*find_packages(include=["cggm_ops*"]), *find_packages("python")],
     package_dir={"": "python", "cggm_ops": "cggm_ops"},
-    package_data={"cggm.experiments.datasets": ["data/*.npz", "data/*.txt"]},
+    package_data={
+        "cggm": ["py.typed"],
+        "cggm_ops": ["py.typed"],
+        "cggm.experiments.datasets": ["data/*.npz", "data/*.txt"],
+    },
     exclude_package_data={
         "cggm.experiments.datasets": ["data/make_*.py"]
     },  # how the data were made: not for users

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
 
 
 def warn_renamed(former: str, now: str, stacklevel: int = 3) -> None:
@@ -37,7 +39,7 @@ def renamed_argument(former: str, now: str) -> Callable[[type], type]:
     return decorate
 
 
-def former_arguments(init: Callable[..., None]) -> Callable[..., None]:
+def former_arguments(init: Callable[P, None]) -> Callable[P, None]:
     """Let the wrapper's constructor take `classifiers`, `classifier_lr` and `flatten`, which have other places now."""
 
     @functools.wraps(init)
