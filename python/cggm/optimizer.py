@@ -41,7 +41,10 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         model: the model, behind `torch.compile` or `DistributedDataParallel` or not.
         encoders: at least two; modality name -> encoder, by dotted submodule name, by module, or as an `Encoder` that
             also says where its features are and which unimodal classifier it has.
-        head: the fusion's output layer, by name or module; it has a weight matrix `[C, H]`.
+        head: the fusion's output layer, by name or module. The default classifiers are made like it, an `nn.Linear` or
+            a convolution. None, as for late fusion or several heads, needs a classifier for each encoder,
+            `Encoder(..., classifier=module)`, and a policy that uses no head: not `CGGM(lam > 0)`,
+            `OGMGE(split_head=True)`, `AGM()` or `TCMax()`.
         policy: the balancing method, by default `default_policy()`: `NormEqualization(bounded=True) +
             ModalityDropout(0.2, fill=1e-6)`.
         task: `"classification"`, `"regression"`, `"segmentation"`, `"multi-label"`, or a `Task`; with masked scores a

@@ -229,7 +229,7 @@ def test_a_loss_of_several_calls_is_refused():
         (CGGM(lam=0.2), "masked", "lam=0 does not"),
         (AGM(), "masked", r"AGM\(\) takes its scores from the head"),
         (OGMGE(split_head=True), "masked", "leave scores out"),
-        (TCMax(), "masked", "head: None"),
+        (TCMax(), "masked", "head is None"),
         (OPM(), "retrieval", "has no pair"),
         (CGGM(), "mask", "one of .*'masked', 'retrieval'"),
     ],

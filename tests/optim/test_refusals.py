@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cggm import CGGM, Classification, ClassifierScores, Regression
+from cggm.policies import AGM, OGMGE, TCMax
 from cggm.tasks import find_task
 from helpers import backward, batches, flat, small_model, wrap
 
@@ -44,7 +45,31 @@ def untouched(model):
             ValueError,
             r"head: the model has no submodule 'hed'; did you mean one of \['head'",
         ),
-        ({"head": "encoders"}, ValueError, "ModuleDict without a weight matrix"),
+        ({"head": "encoders"}, ValueError, "no default classifier for a head of type ModuleDict"),
+        (
+            {"head": "encoders", "policy": CGGM(lam=0.1)},
+            ValueError,
+            "head: 'encoders' is a ModuleDict without a weight matrix",
+        ),
+        (
+            {"head": None},
+            ValueError,
+            r"encoders\['audio'\]: .* made like the head, and head is None: pass Encoder",
+        ),
+        (
+            {"head": None, "policy": CGGM(lam=0.1)},
+            ValueError,
+            r"head: CGGM\(lam > 0\) turns the head's gradient",
+        ),
+        ({"head": None, "policy": CGGM.paper()}, ValueError, r"head: CGGM\(lam > 0\) turns"),
+        ({"head": None, "policy": CGGM.released()}, ValueError, r"head: CGGM\(lam > 0\) turns"),
+        (
+            {"head": None, "policy": OGMGE(split_head=True)},
+            ValueError,
+            r"head: OGMGE\(split_head=True\) splits",
+        ),
+        ({"head": None, "policy": AGM()}, ValueError, r"head: AGM\(\) runs the fusion again, up to the head"),
+        ({"head": None, "policy": TCMax()}, ValueError, r"head: TCMax\(\) runs the fusion again"),
         ({"policy": "cggm"}, TypeError, r"policy must be a cggm Policy or role such as CGGM\(\), got str"),
         ({"task": "translation"}, ValueError, r"task must be one of \['classification', 'regression'"),
         ({"task": 7}, TypeError, "two functions loss and score"),
@@ -55,7 +80,7 @@ def untouched(model):
             "classifier must be a module, .*, 'attention' or None, got 'deep'",
         ),
         (
-            {"classifiers": {"audio": nn.Linear(4, 3)}},
+            {"classifiers": {"audio": nn.Linear(4, 3)}, "policy": CGGM(lam=0.1)},
             ValueError,
             r"encoders\['audio'\]: its classifier has no output layer whose weight has the head's shape \[3, 8\]",
         ),

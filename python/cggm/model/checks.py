@@ -64,32 +64,47 @@ def check_apart(
             )
 
 
-def stored_weight(head: nn.Module) -> Tensor:
-    """The head's weight, or the largest parameter behind it: reading a computed weight computes it anew."""
+def stored_weight(head: nn.Module) -> Tensor | None:
+    """The head's weight, or the largest parameter behind it: reading a computed weight computes it anew.
+
+    None for a head without a weight.
+    """
     weight = own_parameter(head, "weight")
     if weight is not None:
         return weight
     computed = parametrize.is_parametrized(head, "weight")
     behind = head.parametrizations.weight if computed else head
-    return max(behind.parameters(recurse=False), key=Tensor.numel)
+    return max(behind.parameters(recurse=False), key=Tensor.numel, default=None)
 
 
-def check_direction(plan: Plan, head: nn.Module, path: str) -> None:
-    """Refuse to turn the gradient of a weight that is no parameter."""
-    if plan.direction is not None and own_parameter(head, "weight") is None:
-        raise ValueError(
-            f"head: the weight of {path!r} is computed from other parameters (weight norm, spectral norm), so that its "
-            "gradient cannot be turned: pass CGGM(lam=0), or a head with a weight of its own"
-        )
+def check_head(plan: Plan, head: nn.Module | None, path: str | None) -> None:
+    """Refuse a missing head that the policy needs, and a direction for a head without a weight of its own.
 
-
-def check_head(head: nn.Module, path: str) -> None:
-    """Refuse a head without a weight matrix."""
+    Args:
+        plan: whether anything needs the head.
+        head: the head, or None.
+        path: its name.
+    """
+    if head is None:
+        if plan.head_user is not None:
+            raise ValueError(
+                f"head: {plan.head_user}, and head is None: pass the fusion's output layer, head='name', or a policy "
+                "that needs none, as NormEqualization() or CGGM(lam=0)"
+            )
+        return
+    if plan.direction is None:
+        return
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         raise ValueError(
-            f"head: {path!r} is a {type(head).__name__} without a weight matrix; name the fusion's output layer "
-            "(an nn.Linear, say), not the block around it"
+            f"head: {path!r} is a {type(head).__name__} without a weight matrix, whose gradient "
+            f"{type(plan.coefficients).__name__}(lam > 0) would turn; name the fusion's output layer (an nn.Linear, "
+            "say), not the block around it"
+        )
+    if own_parameter(head, "weight") is None:
+        raise ValueError(
+            f"head: the weight of {path!r} is computed from other parameters (weight norm, spectral norm), so that its "
+            "gradient cannot be turned: pass CGGM(lam=0), or a head with a weight of its own"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,13 +27,22 @@ class UnimodalClassifiers(nn.Module):
 
     Args:
         classifiers: modality -> classifier.
-        outputs: modality -> name of the output layer within that classifier.
+        outputs: modality -> name of the output layer within that classifier, whose weight has the head's shape; empty
+            where they are not comparable with the head.
+        borrowed: parameters of the classifiers that are the model's own.
     """
 
-    def __init__(self, classifiers: Mapping[str, nn.Module], outputs: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        classifiers: Mapping[str, nn.Module],
+        outputs: Mapping[str, str],
+        borrowed: Iterable[Tensor] = (),
+    ) -> None:
         super().__init__()
         for name, classifier in classifiers.items():
             self.add_module(name, classifier)
+        models = set(borrowed)
+        self._borrowed = {name for name, p in self.named_parameters() if p in models}
         self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]
         self.register_state_dict_post_hook(_hide)
         self.register_load_state_dict_post_hook(_do_not_miss)
@@ -64,8 +73,17 @@ class UnimodalClassifiers(nn.Module):
             _check_width(name, classifier, x, fit)
         return unimodal_losses(list(self.children()), features, task, target, masks)
 
+    def own_parameters(self) -> list[tuple[str, Tensor]]:
+        """Names and parameters of the classifiers, without those that are the model's own."""
+        return [(name, p) for name, p in self.named_parameters() if name not in self._borrowed]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there are output layers of the head's shape."""
+        return bool(self._outputs)
+
     def output_weights(self) -> list[Tensor]:
-        """The M output layers' weights, each of the head's shape."""
+        """The M output layers' weights, each of the head's shape; empty where a classifier has no such layer."""
         return [submodule(self, path).weight for path in self._outputs]
 
     def guessed_weights(self) -> set[str]:
@@ -131,18 +149,25 @@ def _check_name(name: Any) -> None:
 
 
 def build_classifiers(
-    choices: Mapping[str, Any], encoders: Mapping[str, nn.Module], head: nn.Module
+    choices: Mapping[str, Any],
+    encoders: Mapping[str, nn.Module],
+    head: nn.Module | None,
+    *,
+    compares: bool = False,
+    borrowed: Iterable[Tensor] = (),
 ) -> UnimodalClassifiers:
-    """One classifier per modality, its output layer found.
+    """One classifier per modality, its output layer found where it has the head's shape.
 
     Args:
         choices: modality -> as `Encoder.classifier`; modalities left out get the default.
         encoders: modality -> encoder.
-        head: the fusion's output layer.
+        head: the fusion's output layer, or None.
+        compares: whether the policy compares the head with output layers of its shape.
+        borrowed: the model's parameters; a classifier may be a part of the model.
 
     Raises:
-        ValueError: an unknown word; a head for which no default classifier is known; a classifier without an output
-            layer of the head's shape; one classifier for two modalities.
+        ValueError: an unknown word; a head for which no default classifier is known, or none; one classifier for two
+            modalities; with `compares`, a classifier without an output layer of the head's shape.
         TypeError: none of what a classifier can be.
     """
     built: dict[str, nn.Module] = {}
@@ -158,11 +183,14 @@ def build_classifiers(
             raise ValueError(
                 f"encoders: {same[0]!r} and {name!r} have the same classifier; give each its own"
             )
-        built[name], outputs[name] = module, _output_layer(name, module, head, layer)
-    return UnimodalClassifiers(built, outputs)
+        built[name] = module
+        found = None if head is None else _output_layer(name, module, head, layer, compares)
+        if found is not None:
+            outputs[name] = found
+    return UnimodalClassifiers(built, outputs if len(outputs) == len(built) else {}, borrowed)
 
 
-def _default(name: str, choice: Any, encoder: nn.Module, head: nn.Module) -> nn.Module:
+def _default(name: str, choice: Any, encoder: nn.Module, head: nn.Module | None) -> nn.Module:
     attention = choice == "attention"
     width = None if attention else choice
     if isinstance(width, bool) or not (width is None or (isinstance(width, int) and width > 0)):
@@ -172,29 +200,38 @@ def _default(name: str, choice: Any, encoder: nn.Module, head: nn.Module) -> nn.
         )
     if isinstance(head, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and head.groups == 1 and not attention:
         return UnimodalMapClassifier(width or last_layer(encoder)[1] or head.in_channels, head)
+    if head is None:
+        raise ValueError(
+            f"encoders[{name!r}]: the default classifier is made like the head, and head is None: pass "
+            "Encoder(..., classifier=nn.Linear(width, outputs)), a head that the model has for this modality, or "
+            'UnimodalClassifier(width, nn.Linear(hidden, outputs)) for sequences and maps; or scores="masked" with '
+            "policy=CGGM(), which need no classifiers"
+        )
     if not isinstance(head, nn.Linear):
         raise ValueError(
             f"encoders[{name!r}]: there is no default classifier for a head of type {type(head).__name__} (nn.Linear "
-            "and convolutions of one group have one, 'attention' needs nn.Linear); pass "
-            "Encoder(..., classifier=module) with a module whose output layer has the head's weight shape, or "
+            "and convolutions of one group have one, 'attention' needs nn.Linear): name the fusion's output layer, "
+            "not the block around it, pass Encoder(..., classifier=module), or "
             'scores="masked" with policy=CGGM(), which need no classifiers'
         )
     return UnimodalClassifier(width or last_layer(encoder)[1] or head.in_features, head, attention=attention)
 
 
-def _output_layer(name: str, classifier: nn.Module, head: nn.Module, named: str | None) -> str:
-    """The last layer whose weight has the head's shape, or the one that the user names."""
-    wanted = list(head.weight.shape)
+def _output_layer(
+    name: str, classifier: nn.Module, head: nn.Module, named: str | None, needed: bool
+) -> str | None:
+    """The last layer whose weight has the head's shape, or the one that the user names; None without one."""
+    wanted = list(getattr(getattr(head, "weight", None), "shape", ()))
     shapes = {
         key: list(module.weight.shape)
         for key, module in classifier.named_modules()
         if isinstance(getattr(module, "weight", None), Tensor) and named in (None, key)
     }
     fitting = [key for key, shape in shapes.items() if shape == wanted]
-    if not fitting:
+    if not fitting and (needed or named is not None):
         raise ValueError(
             f"encoders[{name!r}]: its classifier has no output layer whose weight has the head's shape {wanted}, "
-            f"found {shapes}; "
-            "end the classifier in a layer like the head, or name the layer: (module, 'name')"
+            f"found {shapes}; end the classifier in a layer like the head, name the layer: (module, 'name'), or take "
+            "a policy that does not compare them, as CGGM(lam=0)"
         )
-    return fitting[-1]
+    return fitting[-1] if fitting else None

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
@@ -13,8 +14,8 @@ from torch.optim import Optimizer
 from ..distributed.context import DistributedContext
 from ..policies.plan import Plan
 from ..policies.scores import MaskedScores
-from ..torch_private import own_parameter
-from .checks import check_apart, check_direction, check_head, check_model, stored_weight
+from ..torch_private import first_parameter, own_parameter
+from .checks import check_apart, check_head, check_model, stored_weight
 from .classifiers import ATTACHED, NoClassifier, UnimodalClassifiers, build_classifiers, no_classifiers
 from .coalitions import CoalitionForward
 from .encoder import Encoder
@@ -58,23 +59,23 @@ class MultimodalModel:
         context: DistributedContext,
     ) -> None:
         self.module = check_model(model)
-        self._head_path, found = (None, None) if head is None else find_module(self.module, head, "head")
-        if found is None and (plan.scores.classifiers or plan.policy.objective is not None):
-            raise ValueError(
-                "head: None works without unimodal classifiers and objectives alone; name the fusion's output layer, "
-                'or pass scores="masked" with a policy of coefficients, as policy=CGGM()'
-            )
+        path, found = (None, None) if head is None else find_module(self.module, head, "head")
+        self._head_path: str | None = path
+        check_head(plan, found, path)
         self.encoders = EncoderSet(self.module, encoders, plan)
         own = self.encoders.encoder_parameters()
         check_apart(self.module, self.encoders.paths, own, self._head_path)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
         with parametrize.cached():  # a spectral norm would take a step at every read of the weight
-            if found is not None:
-                check_head(found, self._head_path)
-                check_direction(plan, found, self._head_path)
             self.classifiers: UnimodalClassifiers = (
-                build_classifiers(choices, modules, found)
+                build_classifiers(
+                    choices,
+                    modules,
+                    found,
+                    compares=plan.direction is not None,
+                    borrowed=self.module.parameters(),
+                )
                 if plan.scores.classifiers
                 else no_classifiers(choices, self.module)
             )
@@ -100,11 +101,18 @@ class MultimodalModel:
         return not any(isinstance(child, NoClassifier) for child in self.classifiers.children())
 
     @property
-    def head_weight(self) -> Tensor:
-        """The head's weight `[C, H]`; where it is computed, the parameter of that size that it is computed from."""
-        if self._head_path is None:
-            raise RuntimeError("this needs the model's head: pass head= to the constructor")
-        return stored_weight(submodule(self.module, self._head_path))
+    def head_weight(self) -> Tensor | None:
+        """The head's weight `[C, H]`; where it is computed, the parameter of that size that it is computed from.
+
+        None without a head, or where it has no weight.
+        """
+        return None if self._head_path is None else stored_weight(submodule(self.module, self._head_path))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are: the head's device, or without a head's weight that of the first parameter."""
+        weight = self.head_weight
+        return (first_parameter(self.module) if weight is None else weight).device
 
     def own_parameters(self) -> list[Tensor]:
         """The model's parameters without those that the unimodal classifiers alone have."""
@@ -116,12 +124,12 @@ class MultimodalModel:
 
         The first is None where any of them is missing: there is nothing to compare then.
         """
-        if not self.has_classifiers or self._head_path is None:
-            return None, []
         unimodal = [w.grad for w in self.classifiers.output_weights() if w.grad is not None]
         complete = len(unimodal) == len(self.encoders.names)
+        if not complete or self._head_path is None:
+            return None, unimodal
         weight = own_parameter(submodule(self.module, self._head_path), "weight")
-        return (weight.grad if complete and weight is not None else None), unimodal
+        return (None if weight is None else weight.grad), unimodal
 
     def read_features(self, loss: Tensor | None, target: Tensor, detach: bool) -> list[CapturedRun]:
         """The features of every forward pass that the loss comes from, and how the classifiers read them.
@@ -197,9 +205,9 @@ class MultimodalModel:
                     f"encoder {name!r} is frozen: its score counts, but there is nothing to modulate",
                     stacklevel=5,
                 )
-        new = self._own().difference(*(group["params"] for group in optimizer.param_groups))
-        own = [(f"{ATTACHED}.{name}", p) for name, p in self.classifiers.named_parameters() if p in new]
-        groups, weight = optimizer.param_groups, None if self._head_path is None else self.head_weight
+        known = {p for group in optimizer.param_groups for p in group["params"]}
+        own = [(f"{ATTACHED}.{name}", p) for name, p in self.classifiers.own_parameters() if p not in known]
+        groups, weight = optimizer.param_groups, self.head_weight
         like = next((group for group in groups if any(p is weight for p in group["params"])), groups[0])
         group = {option: value for option, value in like.items() if option not in ("params", "param_names")}
         group["params"] = own if "param_names" in like else [p for _, p in own]
@@ -220,11 +228,7 @@ class MultimodalModel:
         for watcher in self._watchers():
             watcher.detach()
         delattr(self.module, ATTACHED)
-        own = self._own()
+        own = {p for _, p in self.classifiers.own_parameters()}
         optimizer.param_groups[:] = [g for g in optimizer.param_groups if not own.issuperset(g["params"])]
         for parameter in own:
             optimizer.state.pop(parameter, None)
-
-    def _own(self) -> set[Tensor]:
-        """The classifiers' parameters that are not the model's anyway; to be asked while they are not attached."""
-        return set(self.classifiers.parameters()) - set(self.module.parameters())

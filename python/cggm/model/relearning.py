@@ -96,7 +96,12 @@ def _initial_parameters(
 def _purities(model: MultimodalModel, batches: Batches, name: str) -> Tensor:
     """`[M]`."""
     features, target = _features(model, batches, name)
-    classes = model.head_weight.shape[0]
+    weight = model.head_weight
+    if weight is None:
+        raise ValueError(
+            "head: relearn() makes as many clusters as the head has outputs, and there is no head's weight"
+        )
+    classes = weight.shape[0]
     if target.ndim != 1 or target.is_floating_point() or len(target) < classes or target.max() >= classes:
         raise ValueError(
             f"{name} must hold class indices below {classes}, and as many samples as classes at least, got targets "

@@ -147,7 +147,7 @@ class BalancedOptimizer(OptimizerWrapper):
         if update is None:
             self._model.encoders.set_coefficients(None, None)
             if self._plan.bounds_step:
-                self._model.encoders.measure_gradients(self._model.head_weight.device)
+                self._model.encoders.measure_gradients(self._model.device)
         else:
             self._model.encoders.set_coefficients(update.coefficients, update.unimodal_weights)
 

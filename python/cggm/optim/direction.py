@@ -123,8 +123,7 @@ def initial_state(plan: Plan, model: MultimodalModel) -> State:
         plan: the roles that keep a state.
         model: provides the modalities and the head.
     """
-    device = next(model.classifiers.parameters()).device
-    state = step_state.initial_state(plan, torch.zeros(len(model.encoders.names), device=device))
+    state = step_state.initial_state(plan, torch.zeros(len(model.encoders.names), device=model.device))
     if plan.direction is not None and plan.direction.kind == "weights":
         head = model.head_weight
         empty = {"device": head.device, "dtype": head.dtype}  # the full shape, even if the head is sharded

@@ -45,6 +45,8 @@ def modulate_step(
         measured.pop("grad_norms", None)  # measured before the noise
     measured |= {"scores": state.scores[0], "coefficients": coefficients, **diagnostics}
     state.remember(direction.turn_(plan.direction, model, state.update, measured["cosines"]))
+    if not model.classifiers.comparable:
+        del measured["cosines"]
     norms = partial(gradient_norms, parameters, coefficients, left_to_step)
     if model.context.sharded:  # a collective: run it now on every rank, not when one rank happens to read it
         measured.setdefault("grad_norms", norms())
