@@ -77,7 +77,7 @@ def untouched(model):
         (
             {"classifiers": "deep"},
             TypeError,
-            "classifier must be a module, .*, 'attention' or None, got 'deep'",
+            "classifier must be a module, .*, 'attention', 'fusion' or None, got 'deep'",
         ),
         (
             {"classifiers": {"audio": nn.Linear(4, 3)}, "policy": CGGM(lam=0.1)},
@@ -141,7 +141,7 @@ def test_a_model_wrapped_twice():
 def test_a_frozen_encoder_is_allowed_left_out_and_said_once():
     model = small_model()
     model.encoders["audio"].requires_grad_(False)
-    with pytest.warns(UserWarning, match="encoder 'audio' is frozen") as caught:
+    with pytest.warns(UserWarning, match="encoder 'audio' is frozen or has no parameters") as caught:
         optimizer = wrap(model, policy=CGGM(smoothing=0.3))
     assert len(caught) == 1
     frozen, trained = flat(model.encoders["audio"]), flat(model.encoders["image"])

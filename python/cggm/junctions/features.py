@@ -109,7 +109,8 @@ class Junction:
     def measure(self, multimodal: Tensor, combined: Tensor) -> None:
         """Add the squared norms of one backward pass."""
         if self._squares is not None:
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in (multimodal, combined)]
+            wide = torch.promote_types(combined.dtype, torch.float32)
+            norms = [torch.linalg.vector_norm(g, dtype=wide) for g in (multimodal, combined)]
             self._squares.add_(torch.stack(norms).square().to(self._squares.device))
 
     def coefficient(self, like: Tensor) -> Tensor:

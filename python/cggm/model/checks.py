@@ -77,6 +77,16 @@ def stored_weight(head: nn.Module) -> Tensor | None:
     return max(behind.parameters(recurse=False), key=Tensor.numel, default=None)
 
 
+def _head_user(plan: Plan) -> str | None:
+    """What needs the model's head, in words: a direction or a role; None where nothing does."""
+    if plan.direction is not None:
+        return f"{type(plan.coefficients).__name__}(lam > 0) turns the head's gradient"
+    if plan.reads("head") is not None:
+        return f"{type(plan.reads('head')).__name__}(split_head=True) splits the head"
+    again = plan.reads("responses") or plan.policy.objective
+    return None if again is None else f"{type(again).__name__}() runs the fusion again, up to the head"
+
+
 def check_head(plan: Plan, head: nn.Module | None, path: str | None) -> None:
     """Refuse a missing head that the policy needs, and a direction for a head without a weight of its own.
 
@@ -86,9 +96,10 @@ def check_head(plan: Plan, head: nn.Module | None, path: str | None) -> None:
         path: its name.
     """
     if head is None:
-        if plan.head_user is not None:
+        user = _head_user(plan)
+        if user is not None:
             raise ValueError(
-                f"head: {plan.head_user}, and head is None: pass the fusion's output layer, head='name', or a policy "
+                f"head: {user}, and head is None: pass the fusion's output layer, head='name', or a policy "
                 "that needs none, as NormEqualization() or CGGM(lam=0)"
             )
         return

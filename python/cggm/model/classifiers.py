@@ -42,6 +42,8 @@ class UnimodalClassifiers(nn.Module):
         for name, classifier in classifiers.items():
             self.add_module(name, classifier)
         models = set(borrowed)
+        if models and not any(True for _ in self.parameters()):  # checkpoints write to the first parameter
+            self.placeholder = nn.Parameter(next(iter(models)).new_empty(0), requires_grad=False)
         self._borrowed = {name for name, p in self.named_parameters() if p in models}
         self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]
         self.register_state_dict_post_hook(_hide)
@@ -196,7 +198,7 @@ def _default(name: str, choice: Any, encoder: nn.Module, head: nn.Module | None)
     if isinstance(width, bool) or not (width is None or (isinstance(width, int) and width > 0)):
         raise TypeError(
             f"encoders[{name!r}]: classifier must be a module, (module, 'its output layer'), the features' width, "
-            f"'attention' or None, got {choice!r}"
+            f"'attention', 'fusion' or None, got {choice!r}"
         )
     if isinstance(head, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and head.groups == 1 and not attention:
         return UnimodalMapClassifier(width or last_layer(encoder)[1] or head.in_channels, head)

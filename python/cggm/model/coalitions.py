@@ -80,6 +80,11 @@ class CoalitionForward:
         return ShapleyAttribution([*values, everyone], weights)
 
     @property
+    def model(self) -> nn.Module:
+        """The model whose forward function runs."""
+        return self._model
+
+    @property
     def output(self) -> Tensor:
         """The head's output in the latest forward pass, with its graph.
 

@@ -91,8 +91,9 @@ class EncoderSet:
         return self._parameters
 
     def have_gradients(self) -> bool:
-        """Whether any encoder's parameter has a gradient now."""
-        return any(p.grad is not None for p, _ in self.encoder_parameters())
+        """Whether any encoder's parameter has a gradient now, or none can get one."""
+        parameters = [p for p, _ in self.encoder_parameters()]
+        return any(p.grad is not None for p in parameters) or not any(p.requires_grad for p in parameters)
 
     def with_gradients(self, backward_ran: bool, optimizer: Optimizer) -> Parameters:
         """`encoder_parameters`, once a balanced loss has gone backward and its gradients are there.

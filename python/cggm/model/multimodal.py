@@ -20,6 +20,7 @@ from .classifiers import ATTACHED, NoClassifier, UnimodalClassifiers, build_clas
 from .coalitions import CoalitionForward
 from .encoder import Encoder
 from .encoders import EncoderSet
+from .fusion_classifier import FusionClassifier
 from .head_split import HeadSplit
 from .lookup import find_module, submodule
 from .masked import MaskedForward
@@ -66,7 +67,23 @@ class MultimodalModel:
         own = self.encoders.encoder_parameters()
         check_apart(self.module, self.encoders.paths, own, self._head_path)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
+        self.coalitions: CoalitionForward | None = None
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
+        fused = [name for name, choice in choices.items() if isinstance(choice, str) and choice == "fusion"]
+        if fused and (found is None or context.sharded):
+            problem = (
+                "head is None: pass the model's output layer"
+                if found is None
+                else "fully_shard() frees weights"
+            )
+            raise ValueError(
+                f"encoders[{fused[0]!r}]: classifier='fusion' runs the fusion again, and {problem}"
+            )
+        if fused or plan.policy.objective is not None or plan.reads("responses") is not None:
+            self.coalitions = CoalitionForward(self.module, self._head_path, self.encoders)
+        choices |= {
+            name: FusionClassifier(self.coalitions, self.encoders.names.index(name)) for name in fused
+        }
         with parametrize.cached():  # a spectral norm would take a step at every read of the weight
             self.classifiers: UnimodalClassifiers = (
                 build_classifiers(
@@ -88,10 +105,7 @@ class MultimodalModel:
         )
         self.context = context
         context.adopt(self.classifiers)
-        self.coalitions: CoalitionForward | None = None
         self.head_split: HeadSplit | None = None
-        if plan.policy.objective is not None or plan.reads("responses") is not None:
-            self.coalitions = CoalitionForward(self.module, self._head_path, self.encoders)
         if plan.reads("head") is not None:
             self.head_split = HeadSplit(self.module, self._head_path)
 
@@ -202,7 +216,8 @@ class MultimodalModel:
         for index, name in enumerate(self.encoders.names):
             if index not in trained:
                 warnings.warn(
-                    f"encoder {name!r} is frozen: its score counts, but there is nothing to modulate",
+                    f"encoder {name!r} is frozen or has no parameters: its score counts, but there is nothing to "
+                    "modulate",
                     stacklevel=5,
                 )
         known = {p for group in optimizer.param_groups for p in group["params"]}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..junctions.hook import Inputs
 from ..junctions.layouts import Layout, infer_layout
 from .classifier_modules import UnimodalClassifier, UnimodalMapClassifier
+from .fusion_classifier import FusionClassifier
 
 if TYPE_CHECKING:
     from .encoder import Encoder
@@ -38,6 +39,7 @@ class FeatureReader:
         self._name, self._layout, self._mask = name, layout, encoder.mask
         self._width = encoder.classifier if isinstance(encoder.classifier, int) else None
         self._is_map = isinstance(classifier, UnimodalMapClassifier)
+        self._is_fusion = isinstance(classifier, FusionClassifier)
         self._is_default = self._is_map or isinstance(classifier, UnimodalClassifier)
         if encoder.mask is not None and "mask" not in inspect.signature(classifier.forward).parameters:
             raise ValueError(
@@ -65,6 +67,8 @@ class FeatureReader:
         Raises:
             ValueError: a layout that does not fit, or that cannot be read off the encoder; a mask of another shape.
         """
+        if self._is_fusion:
+            return features, None  # the model takes them as the encoder put them out
         layout = self._layout
         if layout is None and self._is_default:
             layout = self._layout = infer_layout(features, modules[-1], self._width, self._name)

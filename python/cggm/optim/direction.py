@@ -42,14 +42,17 @@ def rotate_(
         lam: λ `>= 0`.
     """
     groups, gradient = shard_groups(gradient), local(gradient)
-    stacked = torch.stack([local(u) for u in unimodal]).float().flatten(1)  # [M, D], D of this shard
-    norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)[None]
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    stacked = torch.stack([local(u) for u in unimodal]).to(wide).flatten(1)  # [M, D], D of this shard
+    norm = torch.linalg.vector_norm(gradient, dtype=wide)[None]
     norms = torch.cat([norm, torch.linalg.vector_norm(stacked, dim=1)])  # [1 + M]
     if groups:
-        norms = sum_over_shards(norms.double().square(), groups).sqrt().float()
-    units = stacked / norms[1:, None].clamp_min(torch.finfo(torch.float32).tiny)
-    pull = (weights @ units).view_as(gradient)
-    gradient.mul_(1 - lam * (weights @ cosines)).add_((lam * norms[0] * pull).to(gradient.dtype))
+        norms = sum_over_shards(norms.double().square(), groups).sqrt().to(wide)
+    units = stacked / norms[1:, None].clamp_min(torch.finfo(wide).tiny)
+    pull = (weights.to(wide) @ units).view_as(gradient)
+    gradient.mul_(1 - lam * (weights @ cosines.to(weights.dtype))).add_(
+        (lam * norms[0] * pull).to(gradient.dtype)
+    )
 
 
 class _LinearTerm(torch.autograd.Function):
@@ -153,9 +156,11 @@ def loss_term(
     """
     if direction is None or direction.kind == "rotation":
         return None
+    outputs = model.classifiers.output_weights()
+    if not all(weight.requires_grad for weight in (model.head_weight, *outputs)):
+        return None  # a frozen head has no gradient to turn
     _check_whole_head(is_sharded(model.head_weight))
     if direction.kind == "gradient":
-        outputs = model.classifiers.output_weights()
         return direction.lam * gradient_term(*losses, model.head_weight, outputs, weights)
     if "direction_value" not in state:  # the first step; `weights_state` computes it for the next one
         return None

@@ -147,9 +147,11 @@ class Policy:
 
 
 def _clash(one: Role, other: Role, slot: str) -> ValueError:
+    weighted = slot == "combiner" and hasattr(one, "weight") and hasattr(other, "weight")
+    hint = ", and give it the weight of the unimodal losses, as DGL(weight=4)" if weighted else ""
     return ValueError(
         f"policy: {type(one).__name__} and {type(other).__name__} both act in the same place ({slot}) and cannot be "
-        "added up; keep one of them"
+        f"added up; keep one of them{hint}"
     )
 
 

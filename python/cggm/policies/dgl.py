@@ -16,7 +16,8 @@ class DGL(Combiner):
 
     The gradient that comes back from the fusion is dropped at the encoder's output, and the unimodal classifiers
     are not part of the fusion, so neither side sees the other's gradient. The paper's unimodal classifiers are the
-    fusion's own layers, run with the other modalities' features zeroed, with α = 4. Ours are separate modules.
+    fusion's own layers, run with the other modalities' features zeroed, with α = 4: that is `DGL(weight=4)` with
+    `Encoder(..., classifier="fusion")` for each encoder. By default they are separate modules.
 
     Args:
         weight: α, factor of the unimodal gradient, `>= 0`.

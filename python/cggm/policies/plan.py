@@ -104,16 +104,6 @@ class Plan:
         """The first role that scores outputs of this source, or None."""
         return next((role for role in self.scorers if role is not None and role.score_source == source), None)
 
-    @property
-    def head_user(self) -> str | None:
-        """What needs the model's head, in words: a direction or a role; None where nothing does."""
-        if self.direction is not None:
-            return f"{type(self.coefficients).__name__}(lam > 0) turns the head's gradient"
-        if self.reads("head") is not None:
-            return f"{type(self.reads('head')).__name__}(split_head=True) splits the head"
-        again = self.reads("responses") or self.policy.objective
-        return None if again is None else f"{type(again).__name__}() runs the fusion again, up to the head"
-
     def paused(self) -> Plan:
         """The plan while balancing is paused: everything stays attached, but nothing acts."""
         return Plan(Policy(), None, None, scores=self.scores)
