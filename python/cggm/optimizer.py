@@ -43,7 +43,8 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             also says where its features are and which unimodal classifier it has.
         head: the fusion's output layer, by name or module; it has a weight matrix `[C, H]`.
         policy: the balancing method, by default `default_policy()`: `NormEqualization(bounded=True) +
-            ModalityDropout(0.2, fill=1e-6)`.
+            ModalityDropout(0.2, fill=1e-6)`. Where no sample can lose a modality, as samples share features, pass
+            `NormEqualization(bounded=True)`; where there are no classifiers, a policy of coefficients, as `CGGM()`.
         task: `"classification"`, `"regression"`, `"segmentation"`, `"multi-label"`, or a `Task`; with masked scores a
             function of the model's output and the target, too, that returns a loss. None for classification; with
             masked scores, for the model's own loss where it has one.
@@ -55,7 +56,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         scores: where the modalities' scores come from. `"classifiers"`, or `ClassifierScores(lr=...)`: unimodal
             classifiers. `"masked"`, or `MaskedScores(every=...)`: the model itself with the other modalities masked.
             `"retrieval"`, or `RetrievalScores(temperature=...)`: retrieval within a batch, for contrastive training.
-            Without classifiers, pass a policy of coefficients, as `CGGM()`; `head` may be left out then.
+            Without classifiers `head` may be left out.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; the message says what is wrong and how to fix it.

@@ -62,7 +62,8 @@ class MultimodalModel:
         if found is None and (plan.scores.classifiers or plan.policy.objective is not None):
             raise ValueError(
                 "head: None works without unimodal classifiers and objectives alone; name the fusion's output layer, "
-                'or pass scores="masked" with a policy of coefficients, as policy=CGGM()'
+                'or pass scores="masked" (contrastive training: scores="retrieval") with a policy of coefficients, as '
+                "policy=CGGM()"
             )
         self.encoders = EncoderSet(self.module, encoders, plan)
         own = self.encoders.encoder_parameters()
