@@ -46,7 +46,8 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             `Encoder(..., classifier=module)`, and a policy that uses no head: not `CGGM(lam > 0)`,
             `OGMGE(split_head=True)`, `AGM()` or `TCMax()`.
         policy: the balancing method, by default `default_policy()`: `NormEqualization(bounded=True) +
-            ModalityDropout(0.2, fill=1e-6)`.
+            ModalityDropout(0.2, fill=1e-6)`. Where no sample can lose a modality, as samples share features, pass
+            `NormEqualization(bounded=True)`; where there are no classifiers, a policy of coefficients, as `CGGM()`.
         task: `"classification"`, `"regression"`, `"segmentation"`, `"multi-label"`, or a `Task`; with masked scores a
             function of the model's output and the target, too, that returns a loss. None for classification; with
             masked scores, for the model's own loss where it has one.
@@ -58,7 +59,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         scores: where the modalities' scores come from. `"classifiers"`, or `ClassifierScores(lr=...)`: unimodal
             classifiers. `"masked"`, or `MaskedScores(every=...)`: the model itself with the other modalities masked.
             `"retrieval"`, or `RetrievalScores(temperature=...)`: retrieval within a batch, for contrastive training.
-            Without classifiers, pass a policy of coefficients, as `CGGM()`; `head` may be left out then.
+            Without classifiers `head` may be left out.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; the message says what is wrong and how to fix it.

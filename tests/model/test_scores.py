@@ -142,6 +142,14 @@ def test_no_value_is_read_on_the_host():
         optimizer.modulate()
 
 
+def test_a_captured_step_measures_always(monkeypatch):
+    model, (inputs, target) = small_model(), next(batches(1))
+    optimizer = masked(model, CGGM(), MaskedScores(every=2))
+    monkeypatch.setattr("cggm.optim.step_state.capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"MaskedScores\(every=1\)"):
+        step(model, optimizer, inputs, target)
+
+
 def test_a_checkpoint_holds_the_policys_state():
     model, data = small_model(), list(batches(6))
     optimizer = masked(model, CGGM(smoothing=0.5))

@@ -68,7 +68,8 @@ class DropoutMask:
             raise ValueError(
                 f"encoder {name!r} puts out features {list(features.shape)} beside another encoder's of "
                 f"{None if dropped is None else dropped.shape[0]} samples; modality dropout takes the first axis for "
-                'the samples: say where they are, as in Encoder(..., layout="T B D")'
+                'the samples: say where they are, as in Encoder(..., layout="T B D"), or a policy without dropout, as '
+                "policy=NormEqualization(bounded=True)"
             )
         dropped = dropped.to(features.device)
         if layout is not None:

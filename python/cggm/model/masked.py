@@ -1,4 +1,4 @@
-"""Scores each modality by the model itself, with the other modalities' features zeroed."""
+"""Scores each modality by the model itself, with the other modalities' features masked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from ..torch_private import recomputing
 from .coalitions import in_evaluation, standing_in
 from .encoders import EncoderSet
 
+_FILL = 1e-6
+
 
 class MaskedForward:
-    """Runs the whole model again with the features of one modality, and zeros for the others.
+    """Runs the whole model again with the features of one modality, and `1e-6` for the others.
 
     It keeps the model's arguments and all that its encoders put out in the training loop's forward pass. Every floating
-    tensor of the other encoders' outputs is replaced with zeros.
+    tensor of the other encoders' outputs is filled with `1e-6`: models that divide features by their norm make NaN of
+    zeros.
 
     Args:
         model: the user's model, unwrapped.
@@ -110,7 +113,7 @@ class _KeepOutput:
 
 
 def _filled(output: Any, kept: bool) -> Any:
-    """A copy of an encoder's output, which the model may change in place; zeros unless it is kept."""
+    """A copy of an encoder's output, which the model may change in place; masked unless it is kept."""
     for path, tensor in list(floating_tensors(output)):
-        output = replace(output, path, tensor.clone() if kept else torch.zeros_like(tensor))
+        output = replace(output, path, tensor.clone() if kept else torch.full_like(tensor, _FILL))
     return output

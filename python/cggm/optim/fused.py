@@ -163,10 +163,11 @@ def _outside(group: dict[str, Any]) -> str | None:
             return f"{option} is a tensor on {value.device} that the host cannot read without waiting"
     if any(isinstance(beta, Tensor) for beta in group.get("betas", ())):
         return "betas are tensors"
-    if "betas" in group and not group.get("fused") and _capturing():
+    if "betas" in group and not group.get("fused") and capturing():
         return "a CUDA graph is being captured, which would not count the steps: pass fused=True or capturable=True"
     return None
 
 
-def _capturing() -> bool:
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -12,6 +12,7 @@ from ..distributed.collectives import mean_over_ranks
 from ..policies.base import CoefficientUpdate, State
 from ..policies.plan import Plan
 from ..torch_private import foreach_copy_
+from .fused import capturing
 
 Part = tuple[Tensor, int]  # scores [R, M], and the number of samples they are means over
 #: Prefixes of the roles' entries in the state; the coefficient role has no prefix.
@@ -64,7 +65,13 @@ class StepState:
 
     @property
     def measures(self) -> bool:
-        """Whether the scores of the current step are due to be measured."""
+        """Whether the scores of the current step are due to be measured.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, which would repeat this step's answer for ever.
+        """
+        if self.plan.scores.every > 1 and capturing():
+            raise RuntimeError("a CUDA graph repeats one step: capture with scores=MaskedScores(every=1)")
         return self._standing is None or self._age >= self.plan.scores.every
 
     def remeasure(self) -> None:

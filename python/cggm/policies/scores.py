@@ -31,17 +31,19 @@ class ClassifierScores:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedScores:
-    """A modality's score is that of the model itself while all other modalities' features are zero.
+    """A modality's score is that of the model itself while all other modalities' features are masked, set to `1e-6`.
 
     Works where no unimodal classifier can exist, for any output and loss, and adds no parameters. The model runs M
     times more in every k-th step, without its encoders: they put out what they put out in the training loop's forward
-    pass, or zeros. It runs without gradients, in evaluation mode (a model that has a loss only in training mode cannot
+    pass, or `1e-6`. It runs without gradients, in evaluation mode (a model that has a loss only in training mode cannot
     be scored this way), under the forward pass's autocast. The random number generators and the statistics of
     batch norm stay as they were.
 
     What is scored: the `task` of the wrapper on the model's output (a tensor, or its `logits`) and the target. Without
     a task, it is the model's own loss where its output has one (`loss`, as in transformers with labels in the
     inputs), and else a classification. A task may also be a plain function of output and target that returns a loss.
+
+    A contrastive loss needs both modalities of a pair, and masked scores say nothing there: see `RetrievalScores`.
 
     Between two measurements the last scores stand; a policy that compares them with the step before, as CGGM does,
     keeps its coefficients. The first step after loading a checkpoint measures.
