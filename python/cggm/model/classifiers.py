@@ -35,6 +35,7 @@ class UnimodalClassifiers(nn.Module):
         for name, classifier in classifiers.items():
             self.add_module(name, classifier)
         self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]
+        self.owned = True  # False in a copy of the model without its wrapper
         self.register_state_dict_post_hook(_hide)
         self.register_load_state_dict_post_hook(_do_not_miss)
 
@@ -63,6 +64,9 @@ class UnimodalClassifiers(nn.Module):
         for (name, classifier), x in zip(self.named_children(), features, strict=True):
             _check_width(name, classifier, x, fit)
         return unimodal_losses(list(self.children()), features, task, target, masks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "owned": False}
 
     def output_weights(self) -> list[Tensor]:
         """The M output layers' weights, each of the head's shape."""

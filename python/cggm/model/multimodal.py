@@ -213,6 +213,11 @@ class MultimodalModel:
         for watcher in self._watchers():
             watcher.attach()
 
+    def own(self) -> None:
+        """Let hooks act that were copied with a wrapper; in a copy of the model alone they do nothing."""
+        for part in (self.classifiers, *self.encoders.hooks, *self._watchers()):
+            part.owned = True
+
     def detach(self, optimizer: Optimizer) -> None:
         """Undo `attach`. The model keeps its trained weights."""
         self.encoders.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,9 +140,24 @@ class BalancedOptimizer(OptimizerWrapper):
     def detach(self) -> None:
         """Remove the hooks, the unimodal classifiers and their parameter group.
 
-        The model keeps its trained weights, and the wrapped optimizer can continue on its own.
+        The model keeps its trained weights, and the wrapped optimizer can continue on its own. Deleting the last
+        reference to this object does the same. A second call does nothing.
         """
-        self._model.detach(self.base)
+        self._detach()
+
+    def _detach_with_me(self) -> None:
+        """Detach the model at the end of this object's life; nothing that this keeps alive refers to this object."""
+        self._detach = weakref.finalize(self, self._model.detach, self.base)
+        self._detach.atexit = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_detach"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._model.own()
+        self._state.clear()  # a copy has no gradients, so no step is pending
+        self._detach_with_me()
 
     def _tell_junctions(self, update: CoefficientUpdate | None) -> None:
         if update is None:
