@@ -107,7 +107,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         check_updated(self._plan, self._model.encoders.encoder_parameters(), self.modalities, optimizer)
         self._executor = StepExecutor(self, self._model, fused)
         self._model.attach(optimizer, scores.lr if scores.classifiers else None)
-        self._detach_with_me()
+        self._disown_at_end()
 
         self._state = StepState(self._plan, self._tell_junctions)
         self._buffers: GradientBuffers | None = None

@@ -52,7 +52,7 @@ class EncoderHook:
         self.output: tuple[Any, Path] | None = None  # all that the encoder put out, where `keeps_output`
         self.others = OtherOutputs(name, junction, mask is not None)
         self.passing = False  # something stands in for the encoder: its output is left alone
-        self.owned = True  # False in a copy of the model without its wrapper: its output is left alone
+        self.owned = True  # False without a wrapper: its output is left alone
 
     def __call__(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any], output: Any) -> Any:
         """The hook: the output with the multimodal branch in the features' place."""

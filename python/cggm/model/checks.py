@@ -30,8 +30,8 @@ def check_model(model: nn.Module) -> nn.Module:
             "make it an attribute of a module of your own"
         )
     if hasattr(model, ATTACHED):
-        gc.collect()  # detaches a former wrapper that nobody holds any more
-    if hasattr(model, ATTACHED) and not getattr(model, ATTACHED).owned:  # copied without its wrapper
+        gc.collect()  # a former wrapper that nobody holds any more
+    if hasattr(model, ATTACHED) and not getattr(model, ATTACHED).owned:  # its wrapper is gone
         delattr(model, ATTACHED)
         remove_hooks(model, lambda hook: not getattr(getattr(hook, "__self__", hook), "owned", True))
     if hasattr(model, ATTACHED):

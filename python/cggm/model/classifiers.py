@@ -35,7 +35,7 @@ class UnimodalClassifiers(nn.Module):
         for name, classifier in classifiers.items():
             self.add_module(name, classifier)
         self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]
-        self.owned = True  # False in a copy of the model without its wrapper
+        self.owned = True  # False without a wrapper
         self.register_state_dict_post_hook(_hide)
         self.register_load_state_dict_post_hook(_do_not_miss)
 

@@ -35,7 +35,7 @@ class CoalitionForward:
     def __init__(self, model: nn.Module, head_path: str, encoders: EncoderSet) -> None:
         self._model, self._head_path, self._encoders = model, head_path, encoders
         self._handles: list[Any] = []
-        self.owned = True  # False in a copy of the model without its wrapper
+        self.owned = True  # False without a wrapper: in a copy of the model alone, or after its end
         self.forget()
 
     def attach(self) -> None:

@@ -61,7 +61,7 @@ class HeadSplit:
         self._model, self._head_path = model, head_path
         self._handle: Any = None
         self._input: Tensor | None = None
-        self.owned = True  # False in a copy of the model without its wrapper
+        self.owned = True  # False without a wrapper: in a copy of the model alone, or after its end
 
     def attach(self) -> None:
         """Record the head's input in every forward pass."""

@@ -140,24 +140,25 @@ class BalancedOptimizer(OptimizerWrapper):
     def detach(self) -> None:
         """Remove the hooks, the unimodal classifiers and their parameter group.
 
-        The model keeps its trained weights, and the wrapped optimizer can continue on its own. Deleting the last
-        reference to this object does the same. A second call does nothing.
+        The model keeps its trained weights, and the wrapped optimizer can continue on its own. A second call does
+        nothing. Where this object is deleted without this call, its hooks do nothing from then on, and wrapping the
+        model again removes them.
         """
-        self._detach()
+        if self._at_end.detach() is not None:
+            self._model.detach(self.base)
 
-    def _detach_with_me(self) -> None:
-        """Detach the model at the end of this object's life; nothing that this keeps alive refers to this object."""
-        self._detach = weakref.finalize(self, self._model.detach, self.base)
-        self._detach.atexit = False
+    def _disown_at_end(self) -> None:
+        self._at_end = weakref.finalize(self, self._model.disown, self.base)  # neither refers to this object
+        self._at_end.atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_detach"}
+        return {name: value for name, value in super().__getstate__().items() if name != "_at_end"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._model.own()
         self._state.clear()  # a copy has no gradients, so no step is pending
-        self._detach_with_me()
+        self._disown_at_end()
 
     def _tell_junctions(self, update: CoefficientUpdate | None) -> None:
         if update is None:
