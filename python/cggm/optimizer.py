@@ -61,6 +61,9 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             `"retrieval"`, or `RetrievalScores(temperature=...)`: retrieval within a batch, for contrastive training.
             Without classifiers `head` may be left out.
 
+    A copy (`copy.deepcopy((model, optimizer))`, `pickle`) stands between two steps: torch copies no gradients, so what
+    was pending is dropped. In a copy of the model alone, hooks and classifiers do nothing.
+
     Raises:
         TypeError, ValueError: an argument that cannot work; the message says what is wrong and how to fix it.
 
@@ -108,6 +111,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         check_updated(self._plan, self._model.encoders.encoder_parameters(), self.modalities, optimizer)
         self._executor = StepExecutor(self, self._model, fused)
         self._model.attach(optimizer, scores.lr if scores.classifiers else None)
+        self._disown_at_end()
 
         self._state = StepState(self._plan, self._tell_junctions)
         self._buffers: GradientBuffers | None = None

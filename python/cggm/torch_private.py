@@ -60,7 +60,17 @@ def missing() -> list[str]:
         (torch_optimizer, ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")),
         (Optimizer, ("_patch_step_function", "profile_hook_step")),
         (Adam, ("_init_group",)),
-        (nn.Module(), ("_modules", "_parameters")),
+        (
+            nn.Module(),
+            (
+                "_modules",
+                "_parameters",
+                "_forward_hooks",
+                "_forward_hooks_with_kwargs",
+                "_forward_pre_hooks",
+                "_forward_pre_hooks_with_kwargs",
+            ),
+        ),
         (nn.parallel.DistributedDataParallel, ("_get_active_ddp_module",)),
         (Tensor, ("_values",)),
         (Adam([nn.Parameter(torch.empty(0))]), HOOK_TABLES),
@@ -143,6 +153,16 @@ def child(module: nn.Module, name: str) -> nn.Module:
 def own_parameter(module: nn.Module, name: str) -> Tensor | None:
     """The module's own parameter of this name, or None, in a tenth of the time that `named_parameters` takes."""
     return module._parameters.get(name)
+
+
+def remove_hooks(model: nn.Module, unwanted: Callable[[Any], bool]) -> None:
+    """Remove the forward hooks and forward pre-hooks that are unwanted, without their handles."""
+    for module in model.modules():
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            table = getattr(module, name)
+            for number in [number for number, hook in table.items() if unwanted(hook)]:
+                del table[number]
+                getattr(module, f"{name}_with_kwargs").pop(number, None)
 
 
 def first_parameter(module: nn.Module) -> Tensor | None:

@@ -52,10 +52,11 @@ class EncoderHook:
         self.output: tuple[Any, Path] | None = None  # all that the encoder put out, where `keeps_output`
         self.others = OtherOutputs(name, junction, mask is not None)
         self.passing = False  # something stands in for the encoder: its output is left alone
+        self.owned = True  # False without a wrapper: its output is left alone
 
     def __call__(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any], output: Any) -> Any:
         """The hook: the output with the multimodal branch in the features' place."""
-        if self.passing or not torch.is_grad_enabled():
+        if self.passing or not self.owned or not torch.is_grad_enabled():
             return output
         features, path = select(output, self.selector, self.name)
         again = recomputing()
@@ -71,7 +72,7 @@ class EncoderHook:
 
     def keep_inputs(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
         """A second hook, before the encoder runs, where a mask or a layout is made of its inputs."""
-        if torch.is_grad_enabled() and not self.passing and not recomputing():
+        if self.owned and torch.is_grad_enabled() and not self.passing and not recomputing():
             inputs = arguments, keywords
             self.inputs = (*self.inputs, inputs) if self._model.training else (inputs,)
 
@@ -87,5 +88,5 @@ class EncoderHook:
         self.output = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # a graph can be neither copied nor pickled
-        return {**self.__dict__, "features": (), "output": None, "inputs": ()}
+        # A graph can be neither copied nor pickled. A copy does nothing until its own wrapper takes it over.
+        return {**self.__dict__, "features": (), "output": None, "inputs": (), "owned": False}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..policies.plan import Plan
-from ..torch_private import own_parameter
+from ..torch_private import own_parameter, remove_hooks
 from .classifiers import ATTACHED
 from .lookup import unwrap
 
@@ -28,6 +29,11 @@ def check_model(model: nn.Module) -> nn.Module:
             f"model is an {type(model).__name__}, whose own children would include the attached classifiers; "
             "make it an attribute of a module of your own"
         )
+    if hasattr(model, ATTACHED):
+        gc.collect()  # a former wrapper that nobody holds any more
+    if hasattr(model, ATTACHED) and not getattr(model, ATTACHED).owned:  # its wrapper is gone
+        delattr(model, ATTACHED)
+        remove_hooks(model, lambda hook: not getattr(getattr(hook, "__self__", hook), "owned", True))
     if hasattr(model, ATTACHED):
         raise ValueError(f"model already carries {ATTACHED}: call detach() on its former wrapper first")
     return model

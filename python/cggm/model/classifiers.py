@@ -46,6 +46,7 @@ class UnimodalClassifiers(nn.Module):
             self.placeholder = nn.Parameter(next(iter(models)).new_empty(0), requires_grad=False)
         self._borrowed = {name for name, p in self.named_parameters() if p in models}
         self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]
+        self.owned = True  # False without a wrapper
         self.register_state_dict_post_hook(_hide)
         self.register_load_state_dict_post_hook(_do_not_miss)
 
@@ -83,6 +84,9 @@ class UnimodalClassifiers(nn.Module):
     def comparable(self) -> bool:
         """Whether there are output layers of the head's shape."""
         return bool(self._outputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "owned": False}
 
     def output_weights(self) -> list[Tensor]:
         """The M output layers' weights, each of the head's shape; empty where a classifier has no such layer."""

@@ -35,6 +35,7 @@ class CoalitionForward:
     def __init__(self, model: nn.Module, head_path: str, encoders: EncoderSet) -> None:
         self._model, self._head_path, self._encoders = model, head_path, encoders
         self._handles: list[Any] = []
+        self.owned = True  # False without a wrapper: in a copy of the model alone, or after its end
         self.forget()
 
     def attach(self) -> None:
@@ -131,11 +132,11 @@ class CoalitionForward:
         return standing_in(self._encoders, outputs)
 
     def _keep_call(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() and not recomputing():
+        if self.owned and torch.is_grad_enabled() and not recomputing():
             self._call = arguments, keywords
 
     def _keep_output(self, module: nn.Module, arguments: tuple, output: Any) -> None:
-        if torch.is_grad_enabled() and not recomputing():
+        if self.owned and torch.is_grad_enabled() and not recomputing():
             self._output = output
             if isinstance(output, Tensor):
                 kind = output.device.type
@@ -145,7 +146,8 @@ class CoalitionForward:
                 }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_call": None, "_output": None}  # a graph can be neither copied nor pickled
+        # a graph can be neither copied nor pickled
+        return {**self.__dict__, "_call": None, "_output": None, "owned": False}
 
 
 @contextlib.contextmanager
@@ -218,6 +220,10 @@ class ShapleyAttribution:
         everyone = self._values[-1]
         (gradient,) = torch.autograd.grad(loss, everyone, retain_graph=True)
         shares = coefficients @ self._weights  # [S]
-        wanted = sum(value * share.to(value.dtype) for value, share in zip(self._values, shares, strict=True))
-        change = wanted - everyone
-        return ((change - change.detach()) * gradient).sum().float()
+        # At least float32: a loss scale of 65536 enters this sum in the backward pass, and float16 ends at 65504.
+        wide = torch.promote_types(everyone.dtype, torch.float32)
+        wanted = sum(
+            value.to(wide) * share.to(wide) for value, share in zip(self._values, shares, strict=True)
+        )
+        change = wanted - everyone.to(wide)
+        return ((change - change.detach()) * gradient).sum()

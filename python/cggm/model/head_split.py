@@ -61,6 +61,7 @@ class HeadSplit:
         self._model, self._head_path = model, head_path
         self._handle: Any = None
         self._input: Tensor | None = None
+        self.owned = True  # False without a wrapper: in a copy of the model alone, or after its end
 
     def attach(self) -> None:
         """Record the head's input in every forward pass."""
@@ -94,11 +95,11 @@ class HeadSplit:
         return outputs
 
     def _keep_input(self, module: nn.Module, arguments: tuple) -> None:
-        if torch.is_grad_enabled() and not recomputing() and arguments:
+        if self.owned and torch.is_grad_enabled() and not recomputing() and arguments:
             self._input = arguments[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_input": None}
+        return {**self.__dict__, "_input": None, "owned": False}
 
 
 def _is_concatenation(joined: Tensor, features: Sequence[Tensor]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -235,6 +236,27 @@ class MultimodalModel:
         self.context.attach(self.module)
         for watcher in self._watchers():
             watcher.attach()
+
+    def own(self) -> None:
+        """Let hooks act that were copied with a wrapper; in a copy of the model alone they do nothing."""
+        self._set_owned(True)
+
+    def disown(self, optimizer: Optimizer) -> None:
+        """Make hooks and classifiers do nothing, and take the classifiers out of the optimizer.
+
+        Garbage collection may call this while something iterates over the model or the optimizer's state, so it
+        removes nothing from a dictionary; `check_model` does, once the model is wrapped again.
+        """
+        self._set_owned(False)
+        self.forget()
+        own = set(self.classifiers.parameters()) - set(self.own_parameters())
+        optimizer.param_groups[:] = [g for g in optimizer.param_groups if not own.issuperset(g["params"])]
+        kept = {key: value for key, value in optimizer.state.items() if key not in own}
+        optimizer.state = defaultdict(dict, kept)
+
+    def _set_owned(self, owned: bool) -> None:
+        for part in (self.classifiers, *self.encoders.hooks, *self._watchers()):
+            part.owned = owned
 
     def detach(self, optimizer: Optimizer) -> None:
         """Undo `attach`. The model keeps its trained weights."""

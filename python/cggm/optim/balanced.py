@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,9 +140,25 @@ class BalancedOptimizer(OptimizerWrapper):
     def detach(self) -> None:
         """Remove the hooks, the unimodal classifiers and their parameter group.
 
-        The model keeps its trained weights, and the wrapped optimizer can continue on its own.
+        The model keeps its trained weights, and the wrapped optimizer can continue on its own. A second call does
+        nothing. Where this object is deleted without this call, its hooks do nothing from then on, and wrapping the
+        model again removes them.
         """
-        self._model.detach(self.base)
+        if self._at_end.detach() is not None:
+            self._model.detach(self.base)
+
+    def _disown_at_end(self) -> None:
+        self._at_end = weakref.finalize(self, self._model.disown, self.base)  # neither refers to this object
+        self._at_end.atexit = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_at_end"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._model.own()
+        self._state.clear()  # a copy has no gradients, so no step is pending
+        self._disown_at_end()
 
     def _tell_junctions(self, update: CoefficientUpdate | None) -> None:
         if update is None:
