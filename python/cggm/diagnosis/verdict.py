@@ -1,0 +1,107 @@
+"""The verdict in words, from scores alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+#: Chosen on avdigits, avdigits-pca, uci, cub and wiki. A modality that alone gains less than this part of what the best
+#: model gains over chance is near chance.
+NEAR_CHANCE = 0.15
+#: A modality is starved if the joint model's encoder lost more than this part of its gain over chance alone.
+STARVED = 0.08
+#: Modalities are redundant if the best one alone reaches this part of the joint model's gain over chance.
+REDUNDANT = 0.98
+
+Kind = Literal["starved", "near chance", "well learnt"]
+Overall = Literal["unbalanced", "one modality", "redundant", "balanced", "nothing learnt"]
+
+
+class Verdict(NamedTuple):
+    """What is the matter with the model and each of its modalities, and the same in words."""
+
+    overall: Overall
+    kinds: dict[str, Kind]
+    sentence: str
+    sentences: dict[str, str]
+
+
+def judge(
+    scores: Mapping[str, Sequence[float]], joint: float, chance: float, price: float, percent: bool
+) -> Verdict:
+    """The verdict.
+
+    Args:
+        scores: modality -> score of its encoder trained alone, and of a probe on the joint model's encoder.
+        joint: score of the joint model.
+        chance: score of the best constant answer.
+        price: time of a balanced step in joint steps.
+        percent: whether scores are shares, which are written in percent.
+
+    >>> judge({"audio": (0.88, 0.66), "image": (0.9, 0.9)}, 0.92, 0.1, 1.1, True).sentences["audio"]
+    'starved: alone 88.0, inside the joint model 66.0'
+    """
+    write = (lambda value: f"{100 * value:.1f}") if percent else (lambda value: f"{value:.3g}")
+    best = max([joint, *(alone for alone, _ in scores.values())])
+    gain = best - chance
+    if not gain > 0:
+        kinds: dict[str, Kind] = dict.fromkeys(scores, "near chance")
+        return Verdict(
+            "nothing learnt",
+            kinds,
+            "neither the joint model nor any modality beats a constant answer: "
+            "train longer, or look at the data first",
+            dict.fromkeys(scores, "near chance alone"),
+        )
+    kinds = {}
+    sentences = {}
+    for name, (alone, inside) in scores.items():
+        numbers = f"alone {write(alone)}, inside the joint model {write(inside)}"
+        if max(alone, inside) - chance < NEAR_CHANCE * gain:
+            kinds[name] = "near chance"
+            sentences[name] = f"near chance ({write(chance)}): {numbers}"
+        elif alone - inside > STARVED * (alone - chance):
+            kinds[name] = "starved"
+            sentences[name] = f"starved: {numbers}"
+        else:
+            kinds[name] = "well learnt"
+            sentences[name] = f"well learnt: {numbers}"
+    overall, sentence = _overall(scores, kinds, sentences, joint - chance, chance, price)
+    return Verdict(overall, kinds, sentence, sentences)
+
+
+def _overall(
+    scores: Mapping[str, Sequence[float]],
+    kinds: Mapping[str, Kind],
+    sentences: Mapping[str, str],
+    joint: float,
+    chance: float,
+    price: float,
+) -> tuple[Overall, str]:
+    starved = [name for name, kind in kinds.items() if kind == "starved"]
+    useless = [name for name, kind in kinds.items() if kind == "near chance"]
+    useful = [name for name in kinds if name not in useless]
+    if len(useful) <= 1:
+        carriers = (
+            f"{useful[0]} carries the signal; " if useful else "only the modalities together carry signal; "
+        )
+        return "one modality", f"{carriers}{_list(useless)} near chance alone: balancing has nothing to win"
+    if starved:
+        found = "; ".join(f"{name} is {sentences[name]}" for name in starved)
+        return "unbalanced", (
+            f"{found}; balancing is worth trying, expect a price of {price:.1f} joint steps"
+        )
+    if max(alone for alone, _ in scores.values()) - chance >= REDUNDANT * joint:
+        best = max(scores, key=lambda name: scores[name][0])
+        return "redundant", (
+            f"{best} alone does as well as all modalities together, and none is starved: balancing has little to win"
+        )
+    return (
+        "balanced",
+        "every modality has learnt inside the joint model what it learns alone: the model is balanced",
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    verb = "is" if len(names) == 1 else "are"
+    return f"{' and '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)} {verb}"
