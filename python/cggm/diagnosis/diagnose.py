@@ -119,7 +119,7 @@ def _measure(
     ratio = price(setting, loader)
     percent = isinstance(task, (Classification, MultiLabel))
     scores = {name: (apart[i], inside[i]) for i, name in enumerate(names)}
-    verdict = judge(scores, found.score, chance, ratio, percent)
+    verdict = judge(scores, found.score, fusion, chance=chance, price=ratio, percent=percent)
     for i, name in enumerate(names):
         modalities[name] = ModalityReport(
             kind=verdict.kinds[name],

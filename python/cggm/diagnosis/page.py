@@ -26,10 +26,13 @@ def picture(report: Report) -> bytes:
     axes = figure.subplots(2, 3).ravel()
     names, found = list(report.modalities), list(report.modalities.values())
     factor = 100 if report.percent else 1
-    for shift, key, label in ((-0.2, "alone", "alone"), (0.2, "inside", "inside the joint model")):
+    for shift, key, label, color in (
+        (-0.2, "alone", "alone", "#56B4E9"),
+        (0.2, "inside", "inside the joint model", "#009E73"),
+    ):
         places = [i + shift for i in range(len(names))]
         heights = [factor * getattr(each, key) - factor * report.chance for each in found]
-        axes[0].bar(places, heights, 0.4, bottom=factor * report.chance, label=label)
+        axes[0].bar(places, heights, 0.4, bottom=factor * report.chance, label=label, color=color)
     axes[0].axhline(factor * report.joint, color="black", linestyle=":", label="joint model")
     axes[0].set_title("score of each encoder, above chance", loc="left")
     axes[1].bar(
@@ -38,7 +41,7 @@ def picture(report: Report) -> bytes:
     axes[1].set_title("Shapley share", loc="left")
     for axis in axes[:2]:
         axis.set_xticks(range(len(names)), names)
-    axes[0].legend(frameon=False)
+    axes[0].legend(loc="lower center", framealpha=0.9)
     for axis, key in zip(
         axes[2:], ("loss in the joint model", "loss alone", "gradient norm", "angle"), strict=True
     ):

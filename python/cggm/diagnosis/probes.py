@@ -37,7 +37,7 @@ def linear_probe(
     """
     (x, y), (other, truth) = train, validation
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
-    x, other = ((torch.nan_to_num(part) - mean) / scale for part in (x, other))
+    x, other = ((part - mean) / scale for part in (x, other))
     x, other = torch.nan_to_num(x), torch.nan_to_num(other)  # a diverged encoder has no features
     weight = x.new_zeros(outputs, x.shape[1], requires_grad=True)
     bias = x.new_zeros(outputs, requires_grad=True)
@@ -77,7 +77,11 @@ def purity_gaps(train: Features, validation: Features, classes: int) -> list[flo
     found = []
     for pair in zip(train.values, validation.values, strict=True):
         first, second = (
-            purity(x[:_PURITY_ROWS], part.target[:_PURITY_ROWS], classes)
+            purity(
+                torch.nan_to_num(x[:_PURITY_ROWS], posinf=0.0, neginf=0.0),
+                part.target[:_PURITY_ROWS],
+                classes,
+            )
             for x, part in zip(pair, (train, validation), strict=True)
         )
         found.append(float(first - second))

@@ -53,7 +53,7 @@ _ROWS = {
 class Report:
     """The verdict, and all figures behind it. Prints as a table, in color where rich is at hand."""
 
-    overall: str  # "unbalanced", "one modality", "redundant", "balanced" or "nothing learnt"
+    overall: str  # one of `verdict.Overall`
     verdict: str
     modalities: dict[str, ModalityReport]
     joint: float  # validation score of the joint model
