@@ -34,7 +34,17 @@ ROOMS = (
     "model",
     "optim",
 )
-ABOVE = ("optimizer", "recorder", "diagnosis", "integrations", "checkpoint", "__init__", "experiments", "cli", "__main__")
+ABOVE = (
+    "optimizer",
+    "recorder",
+    "diagnosis",
+    "integrations",
+    "checkpoint",
+    "__init__",
+    "experiments",
+    "cli",
+    "__main__",
+)
 # The only rooms that launch kernels.
 LAUNCHING = {"distributed", "junctions", "model", "optim", "experiments", "cli"}
 

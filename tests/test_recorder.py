@@ -110,14 +110,16 @@ def test_a_run_goes_into_a_csv_file_and_to_tensorboard(training, tmp_path):
     assert float(rows[0]["loss"]) == pytest.approx(history["loss"][0].item())
 
     class Writer:
-        seen = []
+        def __init__(self):
+            self.seen = []
 
         def add_scalar(self, *entry):
             self.seen.append(entry)
 
-    recorder.to_tensorboard(Writer())
-    assert len(Writer.seen) == 2 * (len(rows[0]) - 1)
-    assert ("scores/right", pytest.approx(history["scores"][1, 1].item()), 2) in Writer.seen
+    writer = Writer()
+    recorder.to_tensorboard(writer)
+    assert len(writer.seen) == 2 * (len(rows[0]) - 1)
+    assert ("scores/right", pytest.approx(history["scores"][1, 1].item()), 2) in writer.seen
 
 
 def test_a_run_becomes_a_data_frame(training):

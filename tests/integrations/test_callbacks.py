@@ -34,7 +34,9 @@ def test_lightning_balances_and_logs():
             return {"loss": F.cross_entropy(self.model(audio, image), target), "rows": len(target)}
 
     class Logger(lightning.pytorch.loggers.logger.DummyLogger):
-        seen = {}
+        def __init__(self):
+            super().__init__()
+            self.seen = {}
 
         def log_metrics(self, metrics, step=None):
             self.seen[step] = metrics
@@ -107,7 +109,10 @@ def test_accelerate_tracks_the_statistics(tmp_path):
     class Tracker(accelerate.tracking.GeneralTracker):
         name, requires_logging_directory = "kept", False
         tracker, main_process_only = None, False
-        entries = []
+
+        def __init__(self):
+            super().__init__()
+            self.entries = []
 
         def store_init_configuration(self, values):
             pass
@@ -116,13 +121,14 @@ def test_accelerate_tracks_the_statistics(tmp_path):
             self.entries.append((step, values))
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = accelerate.Accelerator(cpu=True, log_with=Tracker())
+    tracker = Tracker()
+    accelerator = accelerate.Accelerator(cpu=True, log_with=tracker)
     accelerator.init_trackers("run")
     model = small_model()
     optimizer = wrap(model)
     train(model, optimizer, steps=1)
     log_statistics(accelerator, accelerator.prepare(optimizer), step=3)
-    assert Tracker.entries == [(3, optimizer.statistics.scalars())]
+    assert tracker.entries == [(3, optimizer.statistics.scalars())]
     with pytest.raises(TypeError, match="CGGMOptimizerWrapper"):
         log_statistics(accelerator, torch.optim.SGD(model.parameters()), step=0)
 

@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 
 from ..distributed.collectives import check_parameters, sum_over_ranks
 from ..junctions.dropout import DropoutMask
-from ..junctions.features import Junction, make_junctions
+from ..junctions.features import make_junctions
 from ..junctions.hook import EncoderHook
 from ..junctions.layouts import Layout, layout_of
 from ..policies.plan import Plan
 from .checks import check_disjoint
 from .encoder import Encoder
+from .gradient_record import GradientRecord
 from .lookup import find_module, reached, submodule, unwrap
 
 Parameters = list[tuple[Tensor, int]]  # with the indices of their modalities
@@ -40,7 +41,6 @@ class EncoderSet:
         self.paths: dict[str, tuple[str, ...]] = {}  # of the modules that each is made of
         self.layouts: dict[str, Layout | Callable[..., Tensor] | None] = {}
         self.hooks: list[EncoderHook] = []
-        self.records = False  # whether every step measures its gradients
         self._model = model
         self._handles: list[Any] = []
         self._tables: dict[str, Tensor] = {}  # [M] each; one address for good, as CUDA graphs need
@@ -63,6 +63,7 @@ class EncoderSet:
             self.layouts[name] = layout
             sized = layout if isinstance(layout, Layout) else None
             self.hooks.append(EncoderHook(name, encoder.output, junction, self.mask, sized, model))
+        self.record = GradientRecord(self.hooks)
         self._takes_inputs = [callable(e.layout) or e.mask is not None for e in encoders.values()]
         check_disjoint(self.paths, dict(zip(self.names, self.parts(), strict=True)))
 
@@ -216,43 +217,6 @@ class EncoderSet:
             return None
         squares = sum_over_ranks(table)
         return torch.where(squares[:, 1] > 0, squares[:, 0] / squares[:, 1], 1.0)
-
-    def record_gradients(self, device: torch.device | None) -> None:
-        """Have the junctions that combine gradients record them from now on, starting anew; None stops it."""
-        self.records = device is not None
-        table = self._tables.get("grams")
-        if device is None or table is None or table.device != device:
-            rows = len(self.hooks)
-            table = None if device is None else torch.zeros(rows, 3, 3, dtype=torch.float32, device=device)
-            for number, hook in enumerate(self.hooks):
-                if isinstance(hook.junction, Junction):
-                    hook.junction.record_into(None if table is None else table[number])
-            self._tables.pop("grams", None)
-            if table is not None:
-                self._tables["grams"] = table
-        table is None or table.zero_()
-
-    def recorded(self) -> dict[str, Tensor]:
-        """What the combiner did to each encoder's gradient in this step, `[M]` each, over all ranks.
-
-        With the combined gradient written as `g = a g_m + b g_u`: `unimodal_shares`
-        `= b ‖g_u‖ / (a ‖g_m‖ + b ‖g_u‖)`, `angles` between `g_m` and `g_u` in degrees, and `step_changes`
-        `= ‖g‖ / ‖g_m‖`. NaN where a gradient is zero; the share also where `g_m` and `g_u` are parallel.
-        """
-        table = self._tables.get("grams")
-        if table is None:
-            return {}
-        gram = sum_over_ranks(table).double()  # [M, 3, 3], of g_m, g_u, g
-        (mm, mu, mg), (_, uu, ug), (_, _, gg) = (row.unbind(-1) for row in gram.unbind(-2))
-        multimodal, unimodal = mm.sqrt(), uu.sqrt()
-        part_m = (mg * uu - ug * mu) * multimodal  # times the same determinant as part_u
-        part_u = (ug * mm - mg * mu) * unimodal
-        found = {
-            "unimodal_shares": part_u / (part_m + part_u),
-            "angles": (mu / (multimodal * unimodal)).clamp(-1, 1).acos().rad2deg(),
-            "step_changes": gg.sqrt() / multimodal,
-        }
-        return {name: values.float() for name, values in found.items()}
 
     def set_rates(self, rates: Tensor | None) -> None:
         """Drop modalities at these rates `[M]` from the next forward pass on; None leaves them."""

@@ -72,18 +72,17 @@ class BalancedOptimizer(OptimizerWrapper):
         outputs `unimodal_shares`, `angles` and `step_changes`. That costs three launches per encoder and a few per
         step, and no host synchronization. Several processes must all set it. Checkpoints do not save it.
         """
-        return self._model.encoders.records
+        return self._model.encoders.record.on
 
     @record.setter
     def record(self, record: bool) -> None:
         if not isinstance(record, bool):
             raise TypeError(f"record must be True or False, got {record!r}")
         self._state.check_between_steps("record")
-        self._record(record)
-
-    def _record(self, record: bool) -> None:
-        # Pausing a policy detaches the features, so there is nothing to record then.
-        self._model.encoders.record_gradients(self._model.head_weight.device if record else None)
+        if record:
+            self._model.encoders.record.start(self._model.head_weight.device)
+        else:
+            self._model.encoders.record.stop()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -170,7 +169,7 @@ class BalancedOptimizer(OptimizerWrapper):
             if self._plan.bounds_step:
                 self._model.encoders.measure_gradients(self._model.head_weight.device)
             if self.record:
-                self._record(True)
+                self._model.encoders.record.start(self._model.head_weight.device)
         else:
             self._model.encoders.set_coefficients(update.coefficients, update.unimodal_weights)
 

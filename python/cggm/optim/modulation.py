@@ -45,7 +45,7 @@ def modulate_step(
         add_noise_(parameters, strengths)
         measured.pop("grad_norms", None)  # measured before the noise
     measured |= {"scores": state.scores[0], "coefficients": coefficients, **diagnostics}
-    measured |= model.encoders.recorded()
+    measured |= model.encoders.record.statistics()
     if plan.dropout is not None:
         rates = tuple(plan.dropout.rates(coefficients.numel()))
         measured["dropout_rates"] = (
@@ -54,7 +54,7 @@ def modulate_step(
     state.remember(direction.turn_(plan.direction, model, state.update, measured["cosines"]))
     norms = partial(gradient_norms, parameters, coefficients, left_to_step)
     # With sharding this is a collective: run it now on every rank, not when one rank happens to read it.
-    if model.context.sharded or model.encoders.records:
+    if model.context.sharded or model.encoders.record.on:
         measured.setdefault("grad_norms", norms())
     state.modulated, state.left_to_step = True, left_to_step
     return Statistics(measured, model.encoders.names, grad_norms=norms)
