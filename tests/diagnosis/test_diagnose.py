@@ -112,11 +112,11 @@ def test_only_copies_train():
     model = Model().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     own = torch.optim.Adam(model.parameters())
-    random_numbers, pythons = torch.get_rng_state(), random.getstate()
     data = loader("balanced")
     classifier = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, CLASSES))
     weights = classifier[0].weight.clone()
     encoders = {"first": Encoder(model.first, classifier=classifier), "second": model.second}
+    random_numbers, pythons = torch.get_rng_state(), random.getstate()
     cggm.diagnose(model, encoders, head=model.head, train_loader=data, validation_loader=data, epochs=1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(classifier[0].weight, weights)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-# Chosen on avdigits, avdigits-pca, uci, cub and wiki, each with SGD and Adam. That WORTH is part of the rule was decided
-# after results of all data sets but scene15 were seen.
+# Chosen on avdigits, avdigits-pca, uci, cub and wiki, each with SGD and Adam. WORTH became part of the rule after
+# results of all data sets but scene15 were seen.
 #: A modality whose gain over chance is less than this part of the best model's is near chance.
 NEAR_CHANCE = 0.15
 #: A modality is starved if the joint model's encoder lost more than this part of what it gains over chance alone.
