@@ -17,9 +17,10 @@ EXTRAS = {
     "python/cggm/experiments": {"numpy", "sklearn", "matplotlib", "rich", "scipy", "threadpoolctl", "tyro"},
     "python/cggm/experiments/papers": {"h5py", "nibabel", "PIL", "soundfile", "transformers"},
     "python/cggm/cli.py": {"tyro"},
-    "python/cggm/recorder.py": {"matplotlib"},
+    "python/cggm/recorder.py": {"matplotlib", "pandas"},
+    "python/cggm/diagnosis": {"matplotlib", "rich"},
     "python/cggm/model/inspection.py": {"rich"},
-    "python/cggm/integrations": {"accelerate", "lightning", "transformers"},
+    "python/cggm/integrations": {"accelerate", "lightning", "rich", "transformers"},
 }
 # The rooms of python/cggm from the ground up: a room imports from those before it and from itself.
 ROOMS = (
@@ -33,7 +34,17 @@ ROOMS = (
     "model",
     "optim",
 )
-ABOVE = ("optimizer", "recorder", "checkpoint", "__init__", "experiments", "cli", "__main__")
+ABOVE = (
+    "optimizer",
+    "recorder",
+    "diagnosis",
+    "integrations",
+    "checkpoint",
+    "__init__",
+    "experiments",
+    "cli",
+    "__main__",
+)
 # The only rooms that launch kernels.
 LAUNCHING = {"distributed", "junctions", "model", "optim", "experiments", "cli"}
 

@@ -1,3 +1,5 @@
+import csv
+
 import pytest
 import torch
 from torch import nn
@@ -89,3 +91,66 @@ def test_plot_writes_a_picture(training, tmp_path, ending):
     path = tmp_path / f"history.{ending}"
     recorder.plot(path)
     assert path.stat().st_size > 2000
+
+
+def test_a_run_goes_into_a_csv_file_and_to_tensorboard(training, tmp_path):
+    optimizer, step = training
+    recorder = Recorder(optimizer)
+    with pytest.raises(RuntimeError, match=r"record\(\)"):
+        recorder.to_csv(tmp_path / "none.csv")
+    for _ in range(2):
+        step()
+        recorder.record()
+    recorder.to_csv(tmp_path / "run.csv")
+    with (tmp_path / "run.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    history = recorder.history()
+    assert float(rows[1]["scores/right"]) == pytest.approx(history["scores"][1, 1].item())
+    assert float(rows[0]["loss"]) == pytest.approx(history["loss"][0].item())
+
+    class Writer:
+        def __init__(self):
+            self.seen = []
+
+        def add_scalar(self, *entry):
+            self.seen.append(entry)
+
+    writer = Writer()
+    recorder.to_tensorboard(writer)
+    assert len(writer.seen) == 2 * (len(rows[0]) - 1)
+    assert ("scores/right", pytest.approx(history["scores"][1, 1].item()), 2) in writer.seen
+
+
+def test_a_run_becomes_a_data_frame(training):
+    pytest.importorskip("pandas")
+    optimizer, step = training
+    recorder = Recorder(optimizer)
+    step()
+    recorder.record()
+    frame = recorder.to_dataframe()
+    assert frame.loc[1, "coefficients/left"] == pytest.approx(recorder.history()["coefficients"][0, 0].item())
+
+
+def test_tensorboard_reads_what_was_written(training, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    optimizer, step = training
+    recorder = Recorder(optimizer)
+    step()
+    recorder.record()
+    with SummaryWriter(tmp_path) as writer:
+        recorder.to_tensorboard(writer)
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert found.Scalars("loss")[0].value == pytest.approx(recorder.history()["loss"][0].item())
+
+
+def test_a_statistic_that_was_not_recorded_is_not_drawn(training, tmp_path):
+    optimizer, step = training
+    recorder = Recorder(optimizer)
+    step()
+    recorder.record()
+    with pytest.raises(ValueError, match="nothing_such"):
+        recorder.plot(tmp_path / "run.png", ["nothing_such"])

@@ -1,5 +1,6 @@
 """Balanced multimodal training: a drop-in optimizer wrapper that keeps every modality learning."""
 
+from .diagnosis import diagnose
 from .model.encoder import Encoder
 from .optim.checkpoint import plain_state_dict
 from .optimizer import CGGMOptimizerWrapper
@@ -28,5 +29,6 @@ __all__ = [
     "Task",
     "UnimodalLosses",
     "default_policy",
+    "diagnose",
     "plain_state_dict",
 ]

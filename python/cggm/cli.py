@@ -1,4 +1,4 @@
-"""The command line: `cggm demo`, `cggm compare`, `cggm data`, `cggm experiment` and `cggm info`."""
+"""The command line: `cggm demo`, `diagnose`, `compare`, `data`, `experiment` and `info`."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cggm.experiments.compare import Comparison, run_compare
     from cggm.experiments.data_check import DataCheck, run_data_check
     from cggm.experiments.demo import Demo, run_demo
+    from cggm.experiments.diagnosis import Diagnosis, run_diagnosis
     from cggm.experiments.papers.command import PaperExperiment, run_experiment
     from cggm.experiments.training.runner import handle_signals
 
     commands = {
         "demo": Demo,
+        "diagnose": Diagnosis,
         "compare": Comparison,
         "data": DataCheck,
         "experiment": PaperExperiment,
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     runs = {
         Demo: run_demo,
+        Diagnosis: run_diagnosis,
         Comparison: run_compare,
         DataCheck: run_data_check,
         PaperExperiment: run_experiment,

@@ -143,7 +143,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         if state.backward_ran and model.gradients_were_cleared():
             state.clear()  # by model.zero_grad(), after a step that was skipped
         number = state.add(scores.scores, scores.samples)
-        self._diagnostics = scores.diagnostics
+        self._diagnostics = {"loss": loss.detach(), **scores.diagnostics}
         total = total_loss(model, state, loss, scores, target)
         model.forget()
         total.register_hook(partial(self._backward_started, number))
@@ -151,6 +151,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
 
     def _backward_started(self, number: int, _gradient: Tensor) -> None:
         self._state.mark_backward(number)
+        self.statistics.close()
         self._model.context.backward_started()
         if self._buffers is not None:
             self._buffers.backward_started()
@@ -208,5 +209,6 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
     @disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget the scores of a step that was skipped."""
+        self.statistics.close()
         self.base.zero_grad(set_to_none=set_to_none)
         self._state.drop_done()

@@ -91,8 +91,9 @@ def test_statistics_of_a_step(apply):
     optimizer = wrap(model, policy=CGGM(), apply=apply)
     train(model, optimizer, steps=3)
     statistics = optimizer.statistics
-    assert set(statistics) == {"scores", "coefficients", "cosines", "grad_norms"}
-    assert all(statistics[name].shape == (2,) for name in statistics)
+    expected = {"scores", "coefficients", "cosines", "grad_norms", "loss", "unimodal_losses"}
+    assert set(statistics) == expected
+    assert all(v.shape == (() if name == "loss" else (2,)) for name, v in statistics.items())
     head = model.head.weight.grad.flatten()
     classifiers = model.unimodal_classifiers
     expected = [

@@ -18,6 +18,14 @@ def _some_of(names: Iterable[str]) -> Any:
 
 Methods = _some_of([*METHODS, *GROUPS])
 Optimizers = _some_of(OPTIMIZERS)
+OneOptimizer = Annotated[str, tyro.conf.arg(help=f"One of {', '.join(OPTIMIZERS)}.")]
+DiagnosedDataset = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help=f"One of {', '.join(DATASETS)}; with --data also {', '.join(FROM_FILES)}. "
+        "By default avdigits, or none where --experiment is given."
+    ),
+]
 Datasets = Annotated[
     tuple[str, ...] | None,
     tyro.conf.arg(

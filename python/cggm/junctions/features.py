@@ -50,6 +50,7 @@ class Junction:
         self._coefficient: Tensor | None = None
         self._unimodal_weight: Tensor | None = None
         self._squares: Tensor | None = None
+        self._gram: Tensor | None = None
         self._register()
 
     def _register(self) -> None:
@@ -58,7 +59,8 @@ class Junction:
 
     def __getstate__(self) -> dict[str, Any]:
         # pickling would turn these views into copies
-        return {**self.__dict__, "_coefficient": None, "_unimodal_weight": None, "_squares": None}
+        views = ("_coefficient", "_unimodal_weight", "_squares", "_gram")
+        return {**self.__dict__, **dict.fromkeys(views)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -80,8 +82,8 @@ class Junction:
 
     @property
     def acts(self) -> bool:
-        """Whether the junction changes the plain sum of both gradients."""
-        return self.combine is not None or self.scaled
+        """Whether the junction changes the plain sum of both gradients, or records it."""
+        return self.combine is not None or self.scaled or self._gram is not None
 
     def pass_on(self, tensor: Tensor, dropped: Tensor | None) -> Tensor:
         """Pass on another output of the encoder, which no classifier reads, like the multimodal branch of `split`."""
@@ -106,12 +108,19 @@ class Junction:
         """Add the squared norms of the multimodal and the combined gradient to this tensor `[2]`."""
         self._squares = squares
 
-    def measure(self, multimodal: Tensor, combined: Tensor) -> None:
-        """Add the squared norms of one backward pass."""
+    def record_into(self, gram: Tensor | None) -> None:
+        """Add the dot products of the multimodal, unimodal and combined gradient to this `[3, 3]`; None to stop."""
+        self._gram = gram
+
+    def measure(self, multimodal: Tensor, unimodal: Tensor, combined: Tensor) -> None:
+        """Add the squared norms, or the dot products, of one backward pass."""
         if self._squares is not None:
             wide = torch.promote_types(combined.dtype, torch.float32)
             norms = [torch.linalg.vector_norm(g, dtype=wide) for g in (multimodal, combined)]
             self._squares.add_(torch.stack(norms).square().to(self._squares.device))
+        if self._gram is not None:
+            rows = torch.stack([g.flatten().float() for g in (multimodal, unimodal, combined)])  # [3, N]
+            self._gram.add_((rows @ rows.T).to(self._gram.device))
 
     def coefficient(self, like: Tensor) -> Tensor:
         """The current coefficient on the device of `like`; 1 if none is set."""
@@ -135,20 +144,24 @@ class Junction:
     def _combined(self, multimodal: Tensor | None, unimodal: Tensor | None) -> Tensor:
         if unimodal is None:  # the classifier saw detached features
             return multimodal  # type: ignore[return-value]
-        if self.combine is None:
+        if self.combine is None and (multimodal is None or self._gram is None):
             return unimodal if multimodal is None else multimodal + unimodal
         multimodal = torch.zeros_like(unimodal) if multimodal is None else multimodal
+        combined = multimodal + unimodal if self.combine is None else self._combine(multimodal, unimodal)
+        measured = self.measured or self._gram is not None
+        if measured and torch.compiler.is_compiling():
+            return _measured(multimodal, unimodal, combined, self._number)
+        if measured:
+            self.measure(multimodal, unimodal, combined)
+        return combined
+
+    def _combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
         tracing = torch.compiler.is_compiling()
         weight: tuple[Tensor, ...] = ()
         if self.weighs_unimodal:
             traced = tracing and _unimodal_weight_of(unimodal, self._number)
             weight = (traced if tracing else self.unimodal_weight(unimodal),)
-        combined = self.combine(multimodal, unimodal, *weight)
-        if self.measured and tracing:
-            return _measured(multimodal, combined, self._number)
-        if self.measured:
-            self.measure(multimodal, combined)
-        return combined
+        return self.combine(multimodal, unimodal, *weight)
 
 
 def _on_device(value: Tensor | None, like: Tensor) -> Tensor:
@@ -190,14 +203,14 @@ def _(like: Tensor, number: int) -> Tensor:
 
 
 @torch.library.custom_op("cggm::measured", mutates_args=())
-def _measured(multimodal: Tensor, combined: Tensor, number: int) -> Tensor:
+def _measured(multimodal: Tensor, unimodal: Tensor, combined: Tensor, number: int) -> Tensor:
     """The combined gradient; in a traced backward pass, this call also measures it."""
-    _junctions[number].measure(multimodal, combined)
+    _junctions[number].measure(multimodal, unimodal, combined)
     return combined.clone()
 
 
 @_measured.register_fake
-def _(multimodal: Tensor, combined: Tensor, number: int) -> Tensor:
+def _(multimodal: Tensor, unimodal: Tensor, combined: Tensor, number: int) -> Tensor:
     return torch.empty_like(combined)
 
 

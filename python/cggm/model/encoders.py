@@ -17,6 +17,7 @@ from ..junctions.layouts import Layout, layout_of
 from ..policies.plan import Plan
 from .checks import check_disjoint
 from .encoder import Encoder
+from .gradient_record import GradientRecord
 from .lookup import find_module, reached, submodule, unwrap
 
 Parameters = list[tuple[Tensor, int]]  # with the indices of their modalities
@@ -62,6 +63,7 @@ class EncoderSet:
             self.layouts[name] = layout
             sized = layout if isinstance(layout, Layout) else None
             self.hooks.append(EncoderHook(name, encoder.output, junction, self.mask, sized, model))
+        self.record = GradientRecord(self.hooks)
         self._takes_inputs = [callable(e.layout) or e.mask is not None for e in encoders.values()]
         check_disjoint(self.paths, dict(zip(self.names, self.parts(), strict=True)))
 

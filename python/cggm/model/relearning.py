@@ -95,7 +95,7 @@ def _initial_parameters(
 
 def _purities(model: MultimodalModel, batches: Batches, name: str) -> Tensor:
     """`[M]`."""
-    features, target = _features(model, batches, name)
+    features, target = pooled_features(model, batches, name)
     weight = model.head_weight
     if weight is None:
         raise ValueError(
@@ -110,7 +110,7 @@ def _purities(model: MultimodalModel, batches: Batches, name: str) -> Tensor:
     return torch.stack([purity(x, target, classes) for x in features])
 
 
-def _features(model: MultimodalModel, batches: Batches, name: str) -> tuple[list[Tensor], Tensor]:
+def pooled_features(model: MultimodalModel, batches: Batches, name: str) -> tuple[list[Tensor], Tensor]:
     """M modalities' features `[N, D]`, means over the positions that count, and the targets `[N]`."""
     seen: list[list[Tensor]] = [[] for _ in model.encoders.names]
     targets: list[Tensor] = []

@@ -67,7 +67,9 @@ def score_modalities(
         unimodal = torch.stack([each[0] for each in scored]).mean()
         losses = torch.stack([each[1] for each in scored]).mean(0)
         rows = list(torch.stack([torch.stack(each[2]) for each in scored]).mean(0))
-    diagnostics = {} if plan.coefficients is None else plan.coefficients.diagnostics(rows[0], losses)
+    diagnostics = {"unimodal_losses": losses}
+    if plan.coefficients is not None:
+        diagnostics |= plan.coefficients.diagnostics(rows[0], losses)
     scores = rows[0][None] if len(rows) == 1 else torch.stack(rows)
     return ModalityScores(unimodal, scores, target.shape[0], attribution, diagnostics)
 

@@ -66,6 +66,26 @@ class BalancedOptimizer(OptimizerWrapper):
         self._model.encoders.set_active(active)
 
     @property
+    def record(self) -> bool:
+        """Whether `statistics` also has what a step does not need. It starts as False; set it between two steps.
+
+        Each step then measures `grad_norms` (else the first read does), and where a combiner acts at the encoders'
+        outputs `unimodal_shares`, `angles` and `step_changes`. That costs three launches per encoder and a few per
+        step, and no host synchronization. Several processes must all set it. Checkpoints do not save it.
+        """
+        return self._model.encoders.record.on
+
+    @record.setter
+    def record(self, record: bool) -> None:
+        if not isinstance(record, bool):
+            raise TypeError(f"record must be True or False, got {record!r}")
+        self._state.check_between_steps("record")
+        if record:
+            self._model.encoders.record.start(self._model.head_weight.device)
+        else:
+            self._model.encoders.record.stop()
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities' names, in the order of every `[M]` tensor."""
         return self._model.encoders.names
@@ -165,6 +185,8 @@ class BalancedOptimizer(OptimizerWrapper):
             self._model.encoders.set_coefficients(None, None)
             if self._plan.bounds_step:
                 self._model.encoders.measure_gradients(self._model.device)
+            if self.record:
+                self._model.encoders.record.start(self._model.device)
         else:
             self._model.encoders.set_coefficients(update.coefficients, update.unimodal_weights)
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ..constants import constant
 from ..model.multimodal import MultimodalModel
 from . import direction
 from .scaling import Parameters, add_noise_, deviations, gradient_norms, head_cosines, scale_gradients_
@@ -44,11 +45,18 @@ def modulate_step(
         add_noise_(parameters, strengths)
         measured.pop("grad_norms", None)  # measured before the noise
     measured |= {"scores": state.scores[0], "coefficients": coefficients, **diagnostics}
+    measured |= model.encoders.record.statistics()
+    if plan.dropout is not None:
+        rates = tuple(plan.dropout.rates(coefficients.numel()))
+        measured["dropout_rates"] = (
+            constant(rates, coefficients.device) if state.rates is None else state.rates.clone()
+        )
     state.remember(direction.turn_(plan.direction, model, state.update, measured["cosines"]))
     if not model.classifiers.comparable:
         del measured["cosines"]
     norms = partial(gradient_norms, parameters, coefficients, left_to_step)
-    if model.context.sharded:  # a collective: run it now on every rank, not when one rank happens to read it
+    # With sharding this is a collective: run it now on every rank, not when one rank happens to read it.
+    if model.context.sharded or model.encoders.record.on:
         measured.setdefault("grad_norms", norms())
     state.modulated, state.left_to_step = True, left_to_step
-    return Statistics(measured, grad_norms=norms)
+    return Statistics(measured, model.encoders.names, grad_norms=norms)
