@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 from importlib import resources
@@ -349,6 +350,29 @@ def test_a_line_cut_off_is_run_again_and_rubbish_is_refused(tmp_path):
     path.write_text('{"hello": 1}\n')
     with pytest.raises(ValueError, match="line 1 is not a finished job"):
         store.Store(path)
+
+
+def test_jobs_on_another_copy_of_the_data_or_of_another_version_run_again(tmp_path, monkeypatch):
+    kept = store.Store(tmp_path / "runs.jsonl")
+    here = job(build=functools.partial(with_folder, tmp_path / "a"))
+    kept.add(Outcome(job=here, runs=[make_run()]))
+    assert kept.find(job(build=functools.partial(with_folder, tmp_path / "b" / ".." / "a"))) is not None
+    assert kept.find(job(build=functools.partial(with_folder, tmp_path / "b"))) is None
+    monkeypatch.setattr("cggm.__version__", "9.9")
+    assert kept.find(here) is None
+
+
+def with_folder(folder):
+    return build()
+
+
+def test_a_second_comparison_in_one_folder_is_refused(tmp_path, capsys):
+    arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--out", str(tmp_path)]
+    with store.Store(tmp_path / "compare.jsonl").locked():
+        assert cli.main(arguments) == 2
+    assert "another process is writing to" in capsys.readouterr().err
+    with store.Store(tmp_path / "compare.jsonl").locked():  # freed again
+        pass
 
 
 # report --------------------------------------------------------------------------------------------------------------

@@ -80,7 +80,8 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
 
     Raises:
         ValueError: an unknown data set, method or optimizer, no seeds, an experiment that cannot train, an existing
-            compare.jsonl with other content, a folder that cannot be written to, or a full disk.
+            compare.jsonl with other content, a folder that cannot be written to or in which another comparison runs,
+            or a full disk.
     """
     console = console or Console()
     if not console.is_terminal:  # in a file, columns must not be cut short
@@ -92,7 +93,7 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
     outcomes: list[Outcome] = []
     complete = True
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with store.locked(), Progress(*columns, console=console) as progress:
         try:
             for build in builds:
                 _compare_one(comparison, build, store, progress, outcomes)
