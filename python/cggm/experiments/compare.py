@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .datasets.checks import check_experiment
 from .datasets.experiment import Experiment
+from .datasets.own import load_function
 from .datasets.registry import FROM_FILES, find_experiment
 from .options import Datasets, Methods, Optimizers
 from .output import check_folder
 from .reports import comparison as drawn
 from .reports import report
+from .reports.functions import tables as function_tables
+from .training.functions import FunctionRun, Train, run_function, wrapping
 from .training.methods import choose_methods
 from .training.results import Job, Outcome
 from .training.runner import plan
@@ -40,7 +43,8 @@ class Comparison:
         dataset: Names in `DATASETS` and `FROM_FILES`.
         data: The folder with the files of data sets that do not come with the library.
         experiment: Your own experiments, module:object or path/file.py:object, each a
-            cggm.experiments.experiment.Experiment or a function that returns one.
+            cggm.experiments.experiment.Experiment, a function that returns one, or a function
+            train(wrap, seed) that trains and returns a dict of metrics.
         methods: Names in `METHODS`.
         optimizers: Names in `OPTIMIZERS`.
         seeds: How many seeds.
@@ -86,34 +90,58 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
     console = console or Console()
     if not console.is_terminal:  # in a file, columns must not be cut short
         console.width = max(console.width, 120)
-    builds = _experiments(comparison)
-    _check(comparison, builds)
+    functions = {n: f for n in comparison.experiment or () if (f := load_function(n)) is not None}
+    builds = _experiments(comparison, functions)
+    _check(comparison, builds, functions)
     check_folder(comparison.out)
     store = Store(comparison.out / "compare.jsonl")
     outcomes: list[Outcome] = []
+    measured: list[FunctionRun] = []
     complete = True
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with store.locked(), Progress(*columns, console=console) as progress:
         try:
             for build in builds:
                 _compare_one(comparison, build, store, progress, outcomes)
+            for name, function in functions.items():
+                _compare_function(comparison, name, function, progress, measured)
         except KeyboardInterrupt:
             complete = False
     if not complete:
         console.print(f"Stopped: the same command goes on from {store.path}.", soft_wrap=True)
+    for table in function_tables(measured):
+        console.print(table)
     if outcomes:
         _report(comparison, outcomes, console)
     return complete
 
 
-def _experiments(comparison: Comparison) -> list[Callable[[], Experiment]]:
+def _compare_function(
+    comparison: Comparison, name: str, train: Train, progress: Progress, measured: list[FunctionRun]
+) -> None:
+    """Call the user's function for every method and seed."""
+    methods, seeds = choose_methods(comparison.methods), _seeds(comparison)
+    bar = progress.add_task(name, total=len(methods) * len(seeds))
+    run_function(
+        name,
+        train,
+        methods=methods,
+        seeds=seeds,
+        path=comparison.out / "functions.jsonl",
+        found=measured,
+        advance=lambda: progress.advance(bar, 1),
+    )
+
+
+def _experiments(comparison: Comparison, functions: Mapping[str, Train]) -> list[Callable[[], Experiment]]:
     """What makes each experiment, in the order asked for."""
     for option in ("dataset", "experiment"):
         if getattr(comparison, option) == ():
             raise ValueError(f"{option} must name at least one: --{option} NAME")
     if comparison.joint_rate and not (comparison.tune and "joint" in comparison.methods):
         raise ValueError("joint_rate needs --tune and the method joint")
-    names = [*(comparison.dataset or ()), *(comparison.experiment or ())] or ["avdigits"]
+    own = [name for name in comparison.experiment or () if name not in functions]
+    names = [*(comparison.dataset or ()), *own] or ([] if functions else ["avdigits"])
     if comparison.data is not None and not set(names) & set(FROM_FILES):
         raise ValueError(f"data is read only by the data sets {list(FROM_FILES)}, got {names}")
     builds = [find_experiment(name, comparison.data) for name in dict.fromkeys(names)]
@@ -123,9 +151,20 @@ def _experiments(comparison: Comparison) -> list[Callable[[], Experiment]]:
     return builds
 
 
-def _check(comparison: Comparison, builds: list[Callable[[], Experiment]]) -> None:
+def _check(
+    comparison: Comparison, builds: list[Callable[[], Experiment]], functions: Mapping[str, Train]
+) -> None:
     """Refuse whatever cannot run, before anything has run."""
     methods, seeds = choose_methods(comparison.methods), _seeds(comparison)
+    if functions:
+        if comparison.tune or comparison.epochs is not None:
+            raise ValueError(
+                f"tune and epochs: the functions {list(functions)} choose rates and epochs themselves"
+            )
+        if not seeds:
+            raise ValueError("seeds must be at least one number from 0 on")
+        for method in methods.values():
+            wrapping(method)
     for build in builds:
         plan(build, methods=methods, seeds=seeds, **_common(comparison))
         check_experiment(build(), seed=seeds[0], optimizers=comparison.optimizers)
