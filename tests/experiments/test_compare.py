@@ -432,8 +432,7 @@ ARGUMENTS = [
 def test_at_joints_rate_every_method_runs_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "execute", lambda jobs, **_: map(loop.run_job, jobs))
     arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--out", str(tmp_path)]
-    assert cli.main([*arguments, "--joint-rate"]) == 2
-    assert cli.main([*arguments, "--tune", "--joint-rate"]) == 0
+    assert cli.main([*arguments, "--tune"]) == 0
     runs = json.loads((tmp_path / "compare.json").read_text())["runs"]
     tuned = {run["method"]: run["learning_rate"] for run in runs if run["dataset"] == "toy"}
     shared = [run for run in runs if run["dataset"] == "toy, joint's rate"]
@@ -455,7 +454,7 @@ def test_compare_runs_tunes_and_goes_on(tmp_path, capsys, monkeypatch):
             yield loop.run_job(job)
 
     monkeypatch.setattr(store, "execute", here)
-    arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--tune"]
+    arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--tune", "--no-joint-rate"]
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "compare.json").read_text())
     assert [(r["method"], r["seed"]) for r in written["runs"]] == [

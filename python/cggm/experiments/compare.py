@@ -50,7 +50,8 @@ class Comparison:
         seeds: How many seeds.
         first_seed: The first seed; the others follow.
         tune: Choose the learning rate of every method on the validation part, with three further seeds.
-        joint_rate: With --tune, run every method also at the rate that was chosen for joint training.
+        joint_rate: With --tune, run every method also at the rate that was chosen for joint training, if
+            joint is among the methods.
         epochs: Epochs of training; by default the experiment's own number.
         processes: How many processes; by default one per core.
         out: The folder for the files.
@@ -64,7 +65,7 @@ class Comparison:
     seeds: int = 10
     first_seed: int = 0
     tune: bool = False
-    joint_rate: bool = False
+    joint_rate: bool = True
     epochs: int | None = None
     processes: int | None = None
     out: Path = Path("comparison")
@@ -138,8 +139,6 @@ def _experiments(comparison: Comparison, functions: Mapping[str, Train]) -> list
     for option in ("dataset", "experiment"):
         if getattr(comparison, option) == ():
             raise ValueError(f"{option} must name at least one: --{option} NAME")
-    if comparison.joint_rate and not (comparison.tune and "joint" in comparison.methods):
-        raise ValueError("joint_rate needs --tune and the method joint")
     own = [name for name in comparison.experiment or () if name not in functions]
     names = [*(comparison.dataset or ()), *own] or ([] if functions else ["avdigits"])
     if comparison.data is not None and not set(names) & set(FROM_FILES):
@@ -207,7 +206,7 @@ def _compare_one(
         )
         rates = of_dataset(tuned, name)
     outcomes.extend(compare(rates, "comparing"))  # keeps what comes before an interrupt
-    if comparison.tune and comparison.joint_rate:
+    if comparison.tune and comparison.joint_rate and "joint" in comparison.methods:
         shared = {(optimizer, method): rates[optimizer, "joint"] for optimizer, method in rates}
         outcomes.extend(_renamed(o, f"{name}, joint's rate") for o in compare(shared, "at joint's rate"))
 
