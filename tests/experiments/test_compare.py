@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 from importlib import resources
@@ -351,6 +352,29 @@ def test_a_line_cut_off_is_run_again_and_rubbish_is_refused(tmp_path):
         store.Store(path)
 
 
+def test_jobs_on_another_copy_of_the_data_or_of_another_version_run_again(tmp_path, monkeypatch):
+    kept = store.Store(tmp_path / "runs.jsonl")
+    here = job(build=functools.partial(with_folder, tmp_path / "a"))
+    kept.add(Outcome(job=here, runs=[make_run()]))
+    assert kept.find(job(build=functools.partial(with_folder, tmp_path / "b" / ".." / "a"))) is not None
+    assert kept.find(job(build=functools.partial(with_folder, tmp_path / "b"))) is None
+    monkeypatch.setattr("cggm.__version__", "9.9")
+    assert kept.find(here) is None
+
+
+def with_folder(folder):
+    return build()
+
+
+def test_a_second_comparison_in_one_folder_is_refused(tmp_path, capsys):
+    arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--out", str(tmp_path)]
+    with store.Store(tmp_path / "compare.jsonl").locked():
+        assert cli.main(arguments) == 2
+    assert "another process is writing to" in capsys.readouterr().err
+    with store.Store(tmp_path / "compare.jsonl").locked():  # freed again
+        pass
+
+
 # report --------------------------------------------------------------------------------------------------------------
 
 
@@ -408,8 +432,7 @@ ARGUMENTS = [
 def test_at_joints_rate_every_method_runs_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "execute", lambda jobs, **_: map(loop.run_job, jobs))
     arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--out", str(tmp_path)]
-    assert cli.main([*arguments, "--joint-rate"]) == 2
-    assert cli.main([*arguments, "--tune", "--joint-rate"]) == 0
+    assert cli.main([*arguments, "--tune"]) == 0
     runs = json.loads((tmp_path / "compare.json").read_text())["runs"]
     tuned = {run["method"]: run["learning_rate"] for run in runs if run["dataset"] == "toy"}
     shared = [run for run in runs if run["dataset"] == "toy, joint's rate"]
@@ -431,7 +454,7 @@ def test_compare_runs_tunes_and_goes_on(tmp_path, capsys, monkeypatch):
             yield loop.run_job(job)
 
     monkeypatch.setattr(store, "execute", here)
-    arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--tune"]
+    arguments = [*ARGUMENTS, "--experiment", "test_compare:build_balanced", "--tune", "--no-joint-rate"]
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "compare.json").read_text())
     assert [(r["method"], r["seed"]) for r in written["runs"]] == [

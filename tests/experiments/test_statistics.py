@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 from test_compare import build_balanced, make_run
 
 from cggm.experiments.experiment import Split
@@ -128,3 +128,20 @@ def test_the_choice_gets_neighbors_too():
     tried = {-1: Validation(0.90, 0.1, 0.02), 0: Validation(0.91, 0.5, 0.02), 1: Validation(0.90, 0.9, 0.02)}
     assert best_step(tried) == -1
     assert next_step(tried) == -2
+
+
+def test_auc_is_scikit_learns_and_the_calibration_error_its_definition():
+    logits, target = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 3
+    found = measuring.evaluate(torch.nn.Identity(), Split((logits,), target))
+    probabilities = logits.double().softmax(1).numpy()
+    expected = roc_auc_score(target.numpy(), probabilities, multi_class="ovr", average="macro")
+    assert found.auc == pytest.approx(expected)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == target.numpy()
+    gaps = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any():
+            gaps += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    assert found.ece == pytest.approx(gaps)
+    diverged = measuring.evaluate(torch.nn.Identity(), Split((logits * float("nan"),), target))
+    assert (diverged.auc, diverged.ece) == (None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .datasets.checks import check_experiment
 from .datasets.experiment import Experiment
+from .datasets.own import load_function
 from .datasets.registry import FROM_FILES, find_experiment
 from .options import Datasets, Methods, Optimizers
 from .output import check_folder
 from .reports import comparison as drawn
 from .reports import report
+from .reports.functions import tables as function_tables
+from .training.functions import FunctionRun, Train, run_function, wrapping
 from .training.methods import choose_methods
 from .training.results import Job, Outcome
 from .training.runner import plan
@@ -40,13 +43,15 @@ class Comparison:
         dataset: Names in `DATASETS` and `FROM_FILES`.
         data: The folder with the files of data sets that do not come with the library.
         experiment: Your own experiments, module:object or path/file.py:object, each a
-            cggm.experiments.experiment.Experiment or a function that returns one.
+            cggm.experiments.experiment.Experiment, a function that returns one, or a function
+            train(wrap, seed) that trains and returns a dict of metrics.
         methods: Names in `METHODS`.
         optimizers: Names in `OPTIMIZERS`.
         seeds: How many seeds.
         first_seed: The first seed; the others follow.
         tune: Choose the learning rate of every method on the validation part, with three further seeds.
-        joint_rate: With --tune, run every method also at the rate that was chosen for joint training.
+        joint_rate: With --tune, run every method also at the rate that was chosen for joint training, if
+            joint is among the methods.
         epochs: Epochs of training; by default the experiment's own number.
         processes: How many processes; by default one per core.
         out: The folder for the files.
@@ -60,7 +65,7 @@ class Comparison:
     seeds: int = 10
     first_seed: int = 0
     tune: bool = False
-    joint_rate: bool = False
+    joint_rate: bool = True
     epochs: int | None = None
     processes: int | None = None
     out: Path = Path("comparison")
@@ -80,39 +85,62 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
 
     Raises:
         ValueError: an unknown data set, method or optimizer, no seeds, an experiment that cannot train, an existing
-            compare.jsonl with other content, a folder that cannot be written to, or a full disk.
+            compare.jsonl with other content, a folder that cannot be written to or in which another comparison runs,
+            or a full disk.
     """
     console = console or Console()
     if not console.is_terminal:  # in a file, columns must not be cut short
         console.width = max(console.width, 120)
-    builds = _experiments(comparison)
-    _check(comparison, builds)
+    functions = {n: f for n in comparison.experiment or () if (f := load_function(n)) is not None}
+    builds = _experiments(comparison, functions)
+    _check(comparison, builds, functions)
     check_folder(comparison.out)
     store = Store(comparison.out / "compare.jsonl")
     outcomes: list[Outcome] = []
+    measured: list[FunctionRun] = []
     complete = True
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with store.locked(), Progress(*columns, console=console) as progress:
         try:
             for build in builds:
                 _compare_one(comparison, build, store, progress, outcomes)
+            for name, function in functions.items():
+                _compare_function(comparison, name, function, progress, measured)
         except KeyboardInterrupt:
             complete = False
     if not complete:
         console.print(f"Stopped: the same command goes on from {store.path}.", soft_wrap=True)
+    for table in function_tables(measured):
+        console.print(table)
     if outcomes:
         _report(comparison, outcomes, console)
     return complete
 
 
-def _experiments(comparison: Comparison) -> list[Callable[[], Experiment]]:
+def _compare_function(
+    comparison: Comparison, name: str, train: Train, progress: Progress, measured: list[FunctionRun]
+) -> None:
+    """Call the user's function for every method and seed."""
+    methods, seeds = choose_methods(comparison.methods), _seeds(comparison)
+    bar = progress.add_task(name, total=len(methods) * len(seeds))
+    run_function(
+        name,
+        train,
+        methods=methods,
+        seeds=seeds,
+        path=comparison.out / "functions.jsonl",
+        found=measured,
+        advance=lambda: progress.advance(bar, 1),
+    )
+
+
+def _experiments(comparison: Comparison, functions: Mapping[str, Train]) -> list[Callable[[], Experiment]]:
     """What makes each experiment, in the order asked for."""
     for option in ("dataset", "experiment"):
         if getattr(comparison, option) == ():
             raise ValueError(f"{option} must name at least one: --{option} NAME")
-    if comparison.joint_rate and not (comparison.tune and "joint" in comparison.methods):
-        raise ValueError("joint_rate needs --tune and the method joint")
-    names = [*(comparison.dataset or ()), *(comparison.experiment or ())] or ["avdigits"]
+    own = [name for name in comparison.experiment or () if name not in functions]
+    names = [*(comparison.dataset or ()), *own] or ([] if functions else ["avdigits"])
     if comparison.data is not None and not set(names) & set(FROM_FILES):
         raise ValueError(f"data is read only by the data sets {list(FROM_FILES)}, got {names}")
     builds = [find_experiment(name, comparison.data) for name in dict.fromkeys(names)]
@@ -122,9 +150,20 @@ def _experiments(comparison: Comparison) -> list[Callable[[], Experiment]]:
     return builds
 
 
-def _check(comparison: Comparison, builds: list[Callable[[], Experiment]]) -> None:
+def _check(
+    comparison: Comparison, builds: list[Callable[[], Experiment]], functions: Mapping[str, Train]
+) -> None:
     """Refuse whatever cannot run, before anything has run."""
     methods, seeds = choose_methods(comparison.methods), _seeds(comparison)
+    if functions:
+        if comparison.tune or comparison.epochs is not None:
+            raise ValueError(
+                f"tune and epochs: the functions {list(functions)} choose rates and epochs themselves"
+            )
+        if not seeds:
+            raise ValueError("seeds must be at least one number from 0 on")
+        for method in methods.values():
+            wrapping(method)
     for build in builds:
         plan(build, methods=methods, seeds=seeds, **_common(comparison))
         check_experiment(build(), seed=seeds[0], optimizers=comparison.optimizers)
@@ -167,7 +206,7 @@ def _compare_one(
         )
         rates = of_dataset(tuned, name)
     outcomes.extend(compare(rates, "comparing"))  # keeps what comes before an interrupt
-    if comparison.tune and comparison.joint_rate:
+    if comparison.tune and comparison.joint_rate and "joint" in comparison.methods:
         shared = {(optimizer, method): rates[optimizer, "joint"] for optimizer, method in rates}
         outcomes.extend(_renamed(o, f"{name}, joint's rate") for o in compare(shared, "at joint's rate"))
 

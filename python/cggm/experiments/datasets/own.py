@@ -5,14 +5,40 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from .experiment import Experiment
+
+
+def load_function(name: str) -> Callable[..., Any] | None:
+    """The user's function `train(wrap, seed) -> metrics`; None if the object is something else.
+
+    Raises:
+        ValueError: the module or object is missing, or raises an error.
+    """
+    found = _load(name)
+    if not inspect.isroutine(found):
+        return None
+    required = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty]
+    return found if [p.name for p in required] == ["wrap", "seed"] else None
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.rpartition(":")
+    file = Path(module) if module.endswith(".py") else None
+    try:
+        with _finding_also(os.getcwd() if file is None else str(file.resolve().parent)):
+            loaded = importlib.import_module(module) if file is None else _import_file(file)
+            return getattr(loaded, attribute)
+    except Exception as error:  # it runs the user's code
+        raise ValueError(f"experiment {name!r}: {explain(error)}") from error
 
 
 def load_own(name: str) -> Experiment:

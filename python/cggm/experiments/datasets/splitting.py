@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .experiment import Split, Splits
 
@@ -77,3 +78,17 @@ def make_splits(
     """
     tensors, labels = [torch.from_numpy(values) for values in inputs], torch.from_numpy(target)
     return Splits(*(Split(tuple(x[rows].contiguous() for x in tensors), labels[rows]) for rows in parts))
+
+
+def split_batches(order: Tensor, size: int) -> list[Tensor]:
+    """The rows of each batch; a last one of less than an eighth of `size` joins the batch before it.
+
+    Batch normalization would take its statistics from a few rows, and keep them for the evaluation that follows.
+
+    >>> [[len(rows) for rows in split_batches(torch.arange(n), 16)] for n in (35, 33)]
+    [[16, 16, 3], [16, 17]]
+    """
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) < size / 8:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

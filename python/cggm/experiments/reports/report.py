@@ -82,7 +82,7 @@ def summarize(runs: Sequence[Run], alone: Sequence[Alone]) -> list[Row]:
         pairs = [(run, joint[seed]) for seed, run in by_seed.items() if seed in joint]
         gains = [run.accuracy - base.accuracy for run, base in pairs]
         compared = gains if method != "joint" else []
-        interval, p = _compare(pairs) if compared else (None, None)
+        interval, p = compare(pairs) if compared else (None, None)
         apart = [
             a.probe for a in alone if (a.dataset, a.optimizer) == (dataset, optimizer) and a.seed in by_seed
         ]
@@ -113,8 +113,14 @@ def summarize(runs: Sequence[Run], alone: Sequence[Alone]) -> list[Row]:
     return rows
 
 
-def _compare(pairs: Sequence[tuple[Run, Run]]) -> tuple[Interval, float | None]:
-    """Interval and p-value of the differences in accuracy between the runs of each pair."""
+def compare(pairs: Sequence[tuple[Any, Any]]) -> tuple[Interval, float | None]:
+    """Interval and p-value of the differences in accuracy between the runs of each pair.
+
+    Where every seed has the same test rows, both are of a bootstrap over seeds and rows; else of Student's t.
+
+    Args:
+        pairs: two runs of one seed each, with `accuracy` and `correct`.
+    """
     if all(run.correct and base.correct for run, base in pairs):
         return bootstrap(
             [[int(a) - int(b) for a, b in zip(r.correct, j.correct, strict=True)] for r, j in pairs]

@@ -17,6 +17,7 @@ from cggm import CGGMOptimizerWrapper, ClassifierScores, Encoder
 from cggm.recorder import Recorder
 
 from ..datasets.experiment import Experiment, Splits
+from ..datasets.splitting import split_batches
 from .baselines import Ensemble, LateFusion
 from .measuring import accuracy, evaluate, peak_bytes, probe
 from .methods import METHODS, Method
@@ -146,8 +147,8 @@ def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
     batches = torch.Generator().manual_seed(job.seed)
     step = 0
     for _ in range(job.epochs):
-        rows_of_epoch = torch.randperm(len(data.train.target), generator=batches).split(experiment.batch_size)
-        for rows in rows_of_epoch:
+        order = torch.randperm(len(data.train.target), generator=batches)
+        for rows in split_batches(order, experiment.batch_size):
             inputs, target = [values[rows] for values in data.train.inputs], data.train.target[rows]
             first = step % len(everyone)  # take turns in being first, too
             for training in everyone[first:] + everyone[:first]:
@@ -212,6 +213,8 @@ def _measure(
         measured = {
             "accuracy": test.accuracy,
             "f1": test.f1,
+            "auc": test.auc,
+            "ece": test.ece,
             "correct": test.correct if experiment.fixed_test else "",
             "validation": validation.accuracy,
             "validation_loss": validation.loss,
@@ -235,7 +238,7 @@ def _history(training: Training, experiment: Experiment, data: Splits, **names: 
     return History(
         **names,
         modalities=tuple(experiment.encoders),
-        steps_per_epoch=-(-len(data.train.target) // experiment.batch_size),
+        steps_per_epoch=len(split_batches(data.train.target, experiment.batch_size)),
         accuracy=np.array(training.accuracies),
         statistics={key: values.numpy() for key, values in recorded.items()},
     )

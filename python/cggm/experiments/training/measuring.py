@@ -19,13 +19,22 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+BINS = 15  # of the expected calibration error
+
+
 class Evaluation(NamedTuple):
-    """Accuracy, cross entropy and macro-averaged F1 on one part; `correct` has a `1` for each row guessed right."""
+    """Accuracy, cross entropy and macro-averaged F1 on one part; `correct` has a `1` for each row guessed right.
+
+    `auc` is the area under the ROC curve, one class against the rest, averaged over the classes of the part; None where
+    the part has one class or a logit is not finite. `ece` is the expected calibration error over 15 bins.
+    """
 
     accuracy: float
     loss: float
     f1: float
     correct: str
+    auc: float | None
+    ece: float | None
 
 
 @torch.no_grad()
@@ -60,7 +69,26 @@ def evaluate(model: nn.Module, split: Split) -> Evaluation:
         F.cross_entropy(logits, split.target).item(),
         float(f1_score(split.target.numpy(), guess.numpy(), average="macro", zero_division=0)),
         "".join("01"[hit] for hit in right.tolist()),
+        *_of_probabilities(logits.double().softmax(1), split.target),
     )
+
+
+def _of_probabilities(probabilities: Tensor, target: Tensor) -> tuple[float | None, float | None]:
+    """AUC and calibration error of probabilities `[N, C]`."""
+    from sklearn.metrics import roc_auc_score
+
+    if not probabilities.isfinite().all():
+        return None, None
+    areas = [
+        roc_auc_score((target == label).numpy(), probabilities[:, label].numpy())
+        for label in target.unique().tolist()
+        if not (target == label).all()
+    ]
+    confidence, guess = probabilities.max(1)  # [N]
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    surplus = confidence - (guess == target).double()
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, surplus).abs()
+    return (float(np.mean(areas)) if areas else None), float(gaps.sum() / len(target))
 
 
 @torch.no_grad()

@@ -43,6 +43,8 @@ class Run:
 
     Args:
         accuracy: on the test part, in `[0, 1]`; `f1` is the F1 score averaged over the classes.
+        auc: area under the ROC curve, averaged over the classes; `ece` is the expected calibration error. None where
+            the outputs allow neither.
         correct: a `0` or `1` for each test row where every seed has the same test rows, else empty.
         validation: accuracy on the validation part; `validation_loss` and `validation_rows` are its loss and size.
         probe: modality -> test accuracy of a linear classifier on the encoder's features.
@@ -64,6 +66,8 @@ class Run:
     probe: dict[str, float]
     seconds_per_step: float
     peak_bytes: int | None
+    auc: float | None = None
+    ece: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import cggm
 
 from ..output import append_line, cut, file_errors
 from .results import Alone, Job, Outcome, Run
@@ -25,7 +29,9 @@ def describe(job: Job) -> dict[str, Any]:
     experiment = job.build()
     own = experiment.learning_rates[job.optimizer]
     return {
+        "version": cggm.__version__,
         "dataset": experiment.name,
+        "data": _folder(job.build),
         "optimizer": job.optimizer,
         "seed": job.seed,
         "epochs": job.epochs,
@@ -34,6 +40,12 @@ def describe(job: Job) -> dict[str, Any]:
             name: [repr(method), job.learning_rates.get(name, own)] for name, method in job.methods.items()
         },
     }
+
+
+def _folder(build: Any) -> str | None:
+    """The folder that a data set's files are read from, None for one without."""
+    given = build.args if isinstance(build, functools.partial) else ()
+    return next((str(value.resolve()) for value in given if isinstance(value, Path)), None)
 
 
 class Store:
@@ -100,6 +112,40 @@ class Store:
             for outcome in execute(missing, **options):
                 self.add(outcome)
                 yield outcome
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to the file; the operating system frees the lock of a killed process.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        lock = self.path.with_suffix(".lock")
+        with file_errors(lock), lock.open("a") as file:
+            if not _lock(file):
+                raise ValueError(
+                    f"out: another process is writing to {self.path}; wait until it ends, or name another folder"
+                )
+            yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether this process now holds the file's lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _parse(line: bytes, place: str) -> dict[str, Any]:
