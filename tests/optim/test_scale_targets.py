@@ -91,7 +91,7 @@ def test_statistics_of_a_step(apply):
     optimizer = wrap(model, policy=CGGM(), apply=apply)
     train(model, optimizer, steps=3)
     statistics = optimizer.statistics
-    assert set(statistics) == {"scores", "coefficients", "cosines", "grad_norms"}
+    assert set(statistics) == {"scores", "coefficients", "cosines", "grad_norms", "skipped"}
     assert all(statistics[name].shape == (2,) for name in statistics)
     head = model.head.weight.grad.flatten()
     classifiers = model.unimodal_classifiers

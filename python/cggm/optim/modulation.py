@@ -49,4 +49,5 @@ def modulate_step(
     if model.context.sharded:  # a collective: run it now on every rank, not when one rank happens to read it
         measured.setdefault("grad_norms", norms())
     state.modulated, state.left_to_step = True, left_to_step
-    return Statistics(measured, grad_norms=norms)
+    later = {} if model.guard.skipped is None else {"skipped": model.guard.skipped.clone}
+    return Statistics(measured, grad_norms=norms, **later)

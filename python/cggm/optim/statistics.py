@@ -10,6 +10,9 @@ from torch import Tensor
 class Statistics(Mapping[str, Tensor]):
     """`scores`, `coefficients`, `cosines` and `grad_norms` of the last step, each `[M]` and on the device.
 
+    A score that is not finite had nothing to measure, and did not count. `skipped` counts the unimodal losses that were
+    left out because they were not finite, from when the wrapper was made to the first read; no checkpoint holds it.
+
     Reading an entry never waits for the device; calling `.tolist()` on it does. If the step did not need
     `grad_norms`, the first read computes them from the gradients at that moment.
 
