@@ -27,6 +27,7 @@ from .policies import Policy, Role, default_policy
 from .policies.plan import check_distribution, check_updated, make_plan
 from .policies.scores import Scores, find_scores
 from .tasks import ModelTask, Task, find_task
+from .tasks.calls import TaskCalls
 from .torch_private import disable_dynamo
 
 
@@ -112,6 +113,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._executor = StepExecutor(self, self._model, fused)
         self._model.attach(optimizer, scores.lr if scores.classifiers else None)
         self._disown_at_end()
+        self._calls = TaskCalls(self.task, self.modalities)
 
         self._state = StepState(self._plan, self._tell_junctions)
         self._buffers: GradientBuffers | None = None
@@ -121,7 +123,9 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self.statistics = Statistics({})
 
     @disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
-    def balance(self, loss: Tensor, target: Any = None) -> Tensor:
+    def balance(
+        self, loss: Tensor, target: Any = None, *, present: Mapping[str, Tensor | bool] | None = None
+    ) -> Tensor:
         """The loss to go backward from: the multimodal loss, the classifiers' losses and the direction term.
 
         Runs the classifiers on the features of the forward pass just made, and makes the coefficients from their
@@ -129,16 +133,25 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
 
         Args:
             loss: the multimodal loss, 0-dimensional, with its graph.
-            target: the batch's target, in a form that the task knows; None where nothing is compared with it.
+            target: the batch's target, in a form that the task knows: a tensor for the tasks of the library, any
+                structure for one of your own; None where nothing is compared with it.
+            present: modality -> bool `[B]`, True for the samples that have it, or one bool for all samples. Modalities
+                that are left out are complete. Unimodal losses and scores are means over the samples that have the
+                modality; without any, its coefficients keep their state. An encoder need not run at all if no sample
+                has its modality. The model itself must not use absent features; modality dropout draws before this call
+                and does not know about them, so a sample may lose its only modality.
 
         Raises:
             RuntimeError: no forward pass since the last call, gradients disabled.
-            ValueError: a loss that is not 0-dimensional, a target of the wrong shape.
+            TypeError: a task of your own that has no argument `present`, where `present` is passed.
+            ValueError: a loss that is not 0-dimensional, a target of the wrong shape, or `present` that does not fit.
         """
         check_loss(loss)
         state, model = self._state, self._model
         fit = self._fresh and model.context.start()
-        scores = score_modalities(model, state.plan, self.task, loss, target, fit=fit, measure=state.measures)
+        scores = score_modalities(
+            model, state.plan, self._calls, loss, target, fit=fit, measure=state.measures, present=present
+        )
         self._fresh = False
         if state.backward_ran and model.gradients_were_cleared():
             state.clear()  # by model.zero_grad(), after a step that was skipped
@@ -146,12 +159,14 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._diagnostics = {"loss": loss.detach(), **scores.diagnostics}
         total = total_loss(model, state, loss, scores, target)
         model.forget()
-        total.register_hook(partial(self._backward_started, number))
+        total.register_hook(partial(self._backward_started, number, scores.bad))
         return total
 
-    def _backward_started(self, number: int, _gradient: Tensor) -> None:
+    def _backward_started(self, number: int, bad: Tensor | None, _gradient: Tensor) -> None:
         self._state.mark_backward(number)
         self.statistics.close()
+        if bad is not None:
+            self._model.guard.start(bad)
         self._model.context.backward_started()
         if self._buffers is not None:
             self._buffers.backward_started()

@@ -303,14 +303,14 @@ def count_collectives(rank, order, apply, parts=1):
 @pytest.mark.parametrize("apply", ["feature", "gradient", "update"])
 def test_a_step_makes_one_small_collective_beside_those_of_ddp(apply):
     for sizes, _ in processes.run(count_collectives, 2, ORDERS[0], apply):
-        assert sizes == [3, 3, 3]  # two scores and the number of samples
+        assert sizes == [4, 4, 4]  # two scores, and for each the number of samples
 
 
 def test_classifiers_that_ddp_does_not_know_take_one_more():
     for sizes, classifiers in processes.run(count_collectives, 2, ORDERS[1], "feature"):
-        assert sizes == [3, classifiers] * 3
+        assert sizes == [4, classifiers] * 3
     for sizes, classifiers in processes.run(count_collectives, 2, ORDERS[1], "feature", 2):
-        assert sizes == [3, 3, classifiers] * 3  # none of their own under no_sync()
+        assert sizes == [4, 4, classifiers] * 3  # none of their own under no_sync()
 
 
 class WithBuffers(SmallModel):

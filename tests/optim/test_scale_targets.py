@@ -91,7 +91,7 @@ def test_statistics_of_a_step(apply):
     optimizer = wrap(model, policy=CGGM(), apply=apply)
     train(model, optimizer, steps=3)
     statistics = optimizer.statistics
-    expected = {"scores", "coefficients", "cosines", "grad_norms", "loss", "unimodal_losses"}
+    expected = {"scores", "coefficients", "cosines", "grad_norms", "loss", "unimodal_losses", "skipped"}
     assert set(statistics) == expected
     assert all(v.shape == (() if name == "loss" else (2,)) for name, v in statistics.items())
     head = model.head.weight.grad.flatten()

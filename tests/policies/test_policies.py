@@ -119,11 +119,21 @@ def test_equal_scores_give_equal_coefficients(policy):
 
 @pytest.mark.parametrize("policy", [CGGM(), CGGM.paper()])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_batch_with_scores_that_are_not_finite_changes_nothing(policy, bad):
+def test_a_score_that_is_not_finite_leaves_the_modality_as_it_was(policy, bad):
     state = policy.balance(torch.tensor([0.2, 0.1]), policy.initial_state(torch.zeros(2))).state
     result = policy.balance(torch.tensor([bad, 0.5]), state)
-    assert all(torch.equal(result.state[name], state[name]) for name in state)
+    for name in ("scores", "weights"):
+        assert torch.equal(result.state[name][0], state[name][0])
+    assert result.state["scores"][1] != state["scores"][1]
     assert torch.isfinite(result.coefficients).all()
+
+
+def test_a_modality_without_a_score_in_the_first_step_gains_nothing_when_it_has_one():
+    policy = CGGM()
+    state = policy.balance(torch.tensor([torch.nan, -2.0]), policy.initial_state(torch.zeros(2))).state
+    result = policy.balance(torch.tensor([-1.0, -2.0]), state)
+    torch.testing.assert_close(result.coefficients, torch.ones(2))
+    torch.testing.assert_close(result.state["scores"], torch.tensor([-1.0, -2.0]))
 
 
 @pytest.mark.parametrize(

@@ -27,22 +27,22 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def mean_over_ranks(scores: Tensor, samples: int) -> Tensor:
+def mean_over_ranks(scores: Tensor, samples: int | Tensor) -> Tensor:
     """Means over the samples of all ranks; the only collective that a step needs.
 
-    Every rank calls it once per step, so all ranks compute the same coefficients.
+    Every rank calls it once per step, so all ranks compute the same coefficients. Scores that are not finite do not
+    count; where no rank has one, the mean is NaN.
 
     Args:
         scores: any shape, floating, means over this rank's samples; not mutated.
-        samples: the number of this rank's samples.
+        samples: the number of this rank's samples; a tensor that broadcasts with the scores if they differ.
     """
     if world_size() == 1:
         return scores
-    sums = torch.cat([scores.flatten(), scores.new_ones(1)]) * samples
-    if samples == 0:  # a mean over nothing is NaN
-        sums.zero_()
+    counts = torch.isfinite(scores) * torch.as_tensor(samples, device=scores.device).to(scores.dtype)
+    sums = torch.stack([scores.masked_fill(counts == 0, 0) * counts, counts])
     dist.all_reduce(sums)
-    return (sums[:-1] / sums[-1]).view_as(scores)
+    return sums[0] / sums[1]
 
 
 def sum_over_ranks(sums: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..junctions.layouts import last_layer
 from ..tasks import Task
+from ..tasks.calls import TaskCalls
 from .classifier_modules import UnimodalClassifier, UnimodalMapClassifier
 from .evaluation import UnimodalEvaluation, unimodal_losses
 from .lookup import submodule
@@ -52,9 +53,9 @@ class UnimodalClassifiers(nn.Module):
 
     def forward(
         self,
-        features: Sequence[Tensor],
-        task: Task,
-        target: Tensor,
+        features: Sequence[Tensor | None],
+        task: Task | TaskCalls,
+        target: Any,
         *,
         masks: Sequence[Tensor | None] | None = None,
         fit: bool = False,
@@ -62,7 +63,7 @@ class UnimodalClassifiers(nn.Module):
         """The losses and outputs, features in the order of the modalities.
 
         Args:
-            features: M tensors.
+            features: M tensors; None if the encoder did not run.
             task: its loss trains the classifiers.
             target: in a form that the task knows.
             masks: as in `unimodal_losses`.
@@ -73,7 +74,8 @@ class UnimodalClassifiers(nn.Module):
             ValueError: features of another width than the classifier was made for, a target that does not fit.
         """
         for (name, classifier), x in zip(self.named_children(), features, strict=True):
-            _check_width(name, classifier, x, fit)
+            if x is not None:
+                _check_width(name, classifier, x, fit)
         return unimodal_losses(list(self.children()), features, task, target, masks)
 
     def own_parameters(self) -> list[tuple[str, Tensor]]:

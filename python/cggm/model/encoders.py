@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,36 +122,42 @@ class EncoderSet:
         """Look the parameters up again at the next use."""
         self._parameters = None
 
-    def features(self, loss: Tensor | None) -> list[list[Tensor]]:
+    def features(self, loss: Tensor | None, optional: Container[str] = ()) -> list[list[Tensor | None]]:
         """Features `[runs][M]` of the forward passes that the loss was made of; `forget` them afterwards.
+
+        Where an encoder of a modality in `optional` did not run, its features are None.
 
         Raises:
             RuntimeError: an encoder has not run since, or not with gradients enabled, or more often than another.
         """
         missing = [hook.name for hook in self.hooks if not hook.features]
-        if missing:
+        ran = [hook for hook in self.hooks if hook.features]
+        if not ran or any(name not in optional for name in missing):
             raise RuntimeError(
                 f"balance() found no features of {missing}: call it once after each forward pass of the model in "
-                "which every encoder runs, with gradients enabled"
+                "which every encoder runs, with gradients enabled; if no sample has a modality, say so with "
+                "balance(..., present={name: False})"
             )
         if loss is not None and any(len(hook.features) > 1 for hook in self.hooks):
             self._keep_runs_of(loss)
-        counts = {hook.name: len(hook.features) for hook in self.hooks}
+        counts = {hook.name: len(hook.features) for hook in ran}
         if len(set(counts.values())) > 1:
             raise RuntimeError(
                 f"the encoders ran unequally often in the forward passes of this loss, {counts}: scores compare the "
                 "modalities pass by pass; run every encoder once for each, on a batch of views, say"
             )
-        return [list(run) for run in zip(*(hook.features for hook in self.hooks), strict=True)]
+        none = (None,) * len(ran[0].features)
+        return [list(run) for run in zip(*(hook.features or none for hook in self.hooks), strict=True)]
 
     def _keep_runs_of(self, loss: Tensor) -> None:
-        found = reached(loss, [x for hook in self.hooks for x in hook.features])
+        hooks = [hook for hook in self.hooks if hook.features]
+        found = reached(loss, [x for hook in hooks for x in hook.features])
         kept = [
             [i for i, x in enumerate(hook.features) if x.grad_fn in found] or [len(hook.features) - 1]
-            for hook in self.hooks
+            for hook in hooks
         ]
         longest = max(kept, key=len)
-        for hook, numbers in zip(self.hooks, kept, strict=True):
+        for hook, numbers in zip(hooks, kept, strict=True):
             if all(x.grad_fn is None for x in hook.features):  # frozen: its runs go with the others'
                 numbers = range(max(len(hook.features) - len(longest), 0), len(hook.features))
             if hook.keeps_output and numbers[-1] != len(hook.features) - 1:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +16,18 @@ from ..distributed.context import DistributedContext
 from ..policies.plan import Plan
 from ..policies.scores import MaskedScores
 from ..torch_private import first_parameter, own_parameter
+from .captured import CapturedRun, read_run
 from .checks import check_apart, check_head, check_model, stored_weight
 from .classifiers import ATTACHED, NoClassifier, UnimodalClassifiers, build_classifiers, no_classifiers
 from .coalitions import CoalitionForward
 from .encoder import Encoder
 from .encoders import EncoderSet
 from .fusion_classifier import FusionClassifier
+from .guard import LossGuard
 from .head_split import HeadSplit
 from .lookup import find_module, submodule
 from .masked import MaskedForward
 from .reading import FeatureReader
-
-
-class CapturedRun(NamedTuple):
-    """The features recorded in one forward pass."""
-
-    captured: Sequence[Tensor]  # M features, as the encoders put them out
-    features: Sequence[Tensor]  # M, as the classifiers read them
-    masks: Sequence[Tensor | None]  # M masks of their positions
 
 
 class MultimodalModel:
@@ -104,6 +98,7 @@ class MultimodalModel:
         self.masked = (
             MaskedForward(self.module, self.encoders) if isinstance(plan.scores, MaskedScores) else None
         )
+        self.guard = LossGuard(self.classifiers, self.module)
         self.context = context
         context.adopt(self.classifiers)
         self.head_split: HeadSplit | None = None
@@ -146,51 +141,43 @@ class MultimodalModel:
         weight = own_parameter(submodule(self.module, self._head_path), "weight")
         return (None if weight is None else weight.grad), unimodal
 
-    def read_features(self, loss: Tensor | None, target: Tensor, detach: bool) -> list[CapturedRun]:
+    def read_features(
+        self,
+        loss: Tensor | None,
+        target: Any,
+        detach: bool,
+        present: Mapping[str, Tensor | bool] | None = None,
+    ) -> list[CapturedRun]:
         """The features of every forward pass that the loss comes from, and how the classifiers read them.
 
         Args:
             loss: the multimodal loss; None for the one forward pass just made, in evaluation mode.
             target: tells how many samples there are where no features do.
             detach: whether the classifiers see detached features.
+            present: modality -> bool `[B]`, the samples that have it; None if all have all.
 
         Raises:
             RuntimeError: as `EncoderSet.features`; several passes where the policy knows one only.
-            ValueError: a layout or a mask that does not fit, or a layout that has to be told; passes of several sizes.
+            ValueError: a layout or a mask that does not fit, or a layout that has to be told; passes of several sizes;
+                `present` with a policy that runs or splits the fusion again.
         """
-        runs = self.encoders.features(loss)
-        if len(runs) > 1 and (self.coalitions or self.head_split):
+        again = self.coalitions or self.head_split
+        if present is not None and again:
+            raise ValueError(
+                "present: AGM(), OGMGE(split_head=True) and TCMax() run or split the fusion again, where a missing "
+                "modality cannot be told from a weak one; take another policy"
+            )
+        runs = self.encoders.features(loss, () if present is None else present)
+        if len(runs) > 1 and again:
             raise RuntimeError(
                 f"this loss comes from {len(runs)} forward passes of the encoders, and this policy scores one: AGM(), "
                 "OGMGE(split_head=True) and TCMax() run or split the fusion of a single pass; take another policy, or "
                 "call balance() and backward() for each pass"
             )
-        return [self._read(number, run, target, detach, len(runs) > 1) for number, run in enumerate(runs)]
-
-    def _read(
-        self, number: int, captured: Sequence[Tensor], target: Tensor, detach: bool, several: bool
-    ) -> CapturedRun:
-        found = [reader.samples(x) for reader, x in zip(self.readers, captured, strict=True)]
-        samples = next((size for size in found if size is not None), None) or target.shape[0]
-        if several and samples != target.shape[0]:
-            raise ValueError(
-                f"target has {target.shape[0]} samples, and forward pass {number + 1} of this loss had {samples}: its "
-                "classifiers need one target for each; give balance() the target of one view, and every pass its size"
-            )
-        read = []
-        for reader, x, hook, modules in zip(
-            self.readers, captured, self.encoders.hooks, self.encoders.parts(), strict=True
-        ):
-            inputs = hook.inputs[number] if hook.inputs else None
-            read.append(reader.read(x.detach() if detach else x, inputs, samples, modules))
-        features, masks = zip(*read, strict=True)
-        return CapturedRun(captured, features, masks)
-
-    def count_samples(self, captured: Sequence[Tensor], target: Any) -> int:
-        """How many samples the features of a forward pass are of; the target's first axis where they do not say."""
-        found = [reader.samples(x) for reader, x in zip(self.readers, captured, strict=True)]
-        known = next((size for size in found if size is not None), None)
-        return len(target) if known is None else known
+        return [
+            read_run(self, number, run, target, detach=detach, present=present, several=len(runs) > 1)
+            for number, run in enumerate(runs)
+        ]
 
     def gradients_were_cleared(self) -> bool:
         """Whether gradients that went backward are gone; sharded ones may only not have been reduced yet."""
@@ -261,6 +248,7 @@ class MultimodalModel:
     def detach(self, optimizer: Optimizer) -> None:
         """Undo `attach`. The model keeps its trained weights."""
         self.encoders.detach()
+        self.guard.detach()
         self.context.detach()
         for watcher in self._watchers():
             watcher.detach()

@@ -91,7 +91,7 @@ def gradient_term(
         outputs: the M classifiers' output weights `[C, H]`.
         weights: `[M]`, balancing terms `B_i`.
     """
-    gradients = torch.autograd.grad(unimodal, list(outputs), retain_graph=True)
+    gradients = torch.autograd.grad(unimodal, list(outputs), retain_graph=True, materialize_grads=True)
     with torch.enable_grad():
         (fusion,) = torch.autograd.grad(loss, head, create_graph=True)
         means = [fusion.detach().clone(), *(u.to(fusion.dtype, copy=True) for u in gradients)]
@@ -113,7 +113,9 @@ def weights_state(head: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> S
     """
     with torch.enable_grad():
         leaf = whole(head.detach()).requires_grad_()
-        cosines = batched_cosine(leaf, [whole(w.detach()) for w in outputs])
+        # a classifier that has broken down turns nothing: the cosine with zeros is 0
+        finite = [whole(w.detach()).nan_to_num(0.0, 0.0, 0.0) for w in outputs]
+        cosines = batched_cosine(leaf, finite)
         value = (weights.abs() - weights * cosines).mean()
         (gradient,) = torch.autograd.grad(value, leaf)
     return {"direction_value": value.detach(), "direction_gradient": gradient}

@@ -59,4 +59,5 @@ def modulate_step(
     if model.context.sharded or model.encoders.record.on:
         measured.setdefault("grad_norms", norms())
     state.modulated, state.left_to_step = True, left_to_step
-    return Statistics(measured, model.encoders.names, grad_norms=norms)
+    later = {} if model.guard.skipped is None else {"skipped": model.guard.skipped.clone}
+    return Statistics(measured, model.encoders.names, grad_norms=norms, **later)

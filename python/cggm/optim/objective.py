@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def check_loss(loss: Tensor) -> None:
 
 
 def total_loss(
-    model: MultimodalModel, state: StepState, loss: Tensor, scores: ModalityScores, target: Tensor
+    model: MultimodalModel, state: StepState, loss: Tensor, scores: ModalityScores, target: Any
 ) -> Tensor:
     """The sum of the multimodal loss, the unimodal losses, and the terms that the policy adds.
 

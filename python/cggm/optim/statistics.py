@@ -14,7 +14,8 @@ class Statistics(Mapping[str, Tensor]):
     Always there: `scores`, `coefficients`, `cosines` (head's gradient against each classifier's), `grad_norms`, and of
     the last micro-batch of this process `loss` (the multimodal one alone) and `unimodal_losses`. With dropout:
     `dropout_rates`. With `optimizer.record = True`: `unimodal_shares`, `angles` (degrees) and `step_changes` of a
-    combiner.
+    combiner. With unimodal classifiers: `skipped`, the number of unimodal losses left out since the wrapper was made
+    because they were not finite; no checkpoint holds it. A score that is not finite did not count.
 
     Reading an entry never waits for the device; `.tolist()`, `print(statistics)` and `scalars()` do. `grad_norms` are
     those of the step. If the step did not need them, the first read computes them from the gradients, so read them
@@ -64,9 +65,9 @@ class Statistics(Mapping[str, Tensor]):
         return len(self._values) + len(self._later)
 
     def close(self) -> None:
-        """Drop the entries that nobody has read: the gradients they come from are about to change."""
-        self._closed |= set(self._later)
-        self._later.clear()
+        """Drop `grad_norms` if nobody has read it: the gradients it comes from are about to change."""
+        if self._later.pop("grad_norms", None) is not None:
+            self._closed.add("grad_norms")
 
     def scalars(self) -> dict[str, float]:
         """`"name/modality"` -> number for dashboards, and `"loss"`; waits for the device once.

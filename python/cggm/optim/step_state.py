@@ -14,7 +14,8 @@ from ..policies.plan import Plan
 from ..torch_private import foreach_copy_
 from .fused import capturing
 
-Part = tuple[Tensor, int]  # scores [R, M], and the number of samples they are means over
+#: Scores [R, M], and the number of samples they are means over, which may differ: [M] or [R, M].
+Part = tuple[Tensor, int | Tensor]
 #: Prefixes of the roles' entries in the state; the coefficient role has no prefix.
 COMBINER, DROPOUT = "combiner.", "dropout."
 
@@ -78,12 +79,13 @@ class StepState:
         """Measure in the next step."""
         self._standing = None
 
-    def add(self, scores: Tensor | None, samples: int) -> int:
+    def add(self, scores: Tensor | None, samples: int | Tensor) -> int:
         """Add a micro-batch, recompute the coefficients, and return a number that identifies its loss.
 
         Args:
-            scores: `[R, M]`, means over the samples; None for those of the last step that measured.
-            samples: the number of samples.
+            scores: `[R, M]`, means over the samples, not finite where there is nothing to score; None for those of the
+                last step that measured.
+            samples: the number of samples, or `[M]` for each modality.
         """
         if self.modulated:  # the earlier step was skipped: this micro-batch starts a new one
             self._done = None
@@ -217,9 +219,10 @@ def _part(state: State, prefix: str) -> State:
 
 
 def _together(parts: Sequence[Part]) -> Part:
-    """Means over the samples of all parts. Parts without samples are skipped, because their means are NaN."""
-    total, *others = [part for part in parts if part[1] > 0] or parts[:1]
-    for scores, samples in others:
-        mean, count = total
-        total = torch.lerp(mean, scores, samples / (count + samples)), count + samples
-    return total
+    """Means over the samples of all parts. Scores that are not finite do not count."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = [torch.isfinite(scores) * samples for scores, samples in parts]  # [R, M] each
+    sums = [scores.masked_fill(n == 0, 0) * n for (scores, _), n in zip(parts, counts, strict=True)]
+    total = sum(counts[1:], counts[0])
+    return sum(sums[1:], sums[0]) / total, total

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from cggm.tasks.base import confidence_of
+from cggm.tasks.calls import TaskCalls
 
 from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
 from .roles import Coefficients
@@ -70,8 +70,8 @@ class AGM(Coefficients):
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """Scores `−s_i` `[M]` from the responses."""
-        sure = [confidence_of(task, output, target).float() for output in outputs]
-        return torch.stack([confidence.clamp_min(_SMALLEST).log().mean() for confidence in sure])
+        calls = TaskCalls.of(task)
+        return torch.stack(calls.confidences(outputs, target, lambda sure: sure.clamp_min(_SMALLEST).log()))
 
     def initial_state(self, scores: Tensor) -> State:
         """Running means 0, no step taken."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cggm.tasks.base import confidence_of
+from cggm.tasks.calls import TaskCalls
 
 if TYPE_CHECKING:
     from cggm.tasks import Task
@@ -62,10 +62,14 @@ class Role:
         return Policy.of(self) + other
 
     def measure(self, task: Task, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Scores `[M]` of M detached outputs; called unless `score_kind` is `"loss"`."""
+        """Scores `[M]` of M detached outputs; called unless `score_kind` is `"loss"`.
+
+        `TaskCalls.of(task)` calls the task's functions with all arguments that they ask for.
+        """
+        calls = TaskCalls.of(task)
         if self.score_kind == "confidence":
-            return torch.stack([confidence_of(task, output, target).float().mean() for output in outputs])
-        return torch.stack([task.score(output, target).float() for output in outputs])
+            return torch.stack(calls.confidences(outputs, target))
+        return torch.stack([score.float() for score in calls.scores(outputs, target)])
 
     def initial_state(self, scores: Tensor) -> State:
         """The state before the first step, on the device of `scores` `[M]`."""
@@ -162,6 +166,30 @@ def all_finite(scores: Tensor) -> Tensor:
     (tensor(True), tensor(False))
     """
     return torch.linalg.vector_norm(scores, math.inf) < math.inf  # the largest; NaN < inf is False
+
+
+def each_finite(scores: Tensor) -> Tensor:
+    """Which scores are finite, bool in their shape; fewer kernel launches than `isfinite`.
+
+    >>> each_finite(torch.tensor([1.0, float("inf"), float("nan")]))
+    tensor([ True, False, False])
+    """
+    return (scores - scores) == 0
+
+
+def mean_of_others(scores: Tensor, finite: Tensor) -> Tensor:
+    """For each modality, the mean `[M]` of the other modalities' finite scores; NaN if there are none.
+
+    Args:
+        scores: `[M]`.
+        finite: `[M]`, as `each_finite` returns it.
+
+    >>> scores = torch.tensor([0.5, float("nan"), 0.3])
+    >>> mean_of_others(scores, each_finite(scores))
+    tensor([0.3000, 0.4000, 0.5000])
+    """
+    counted = scores.masked_fill(~finite, 0)
+    return (counted.sum() - counted) / (finite.sum() - finite.to(scores.dtype))
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:

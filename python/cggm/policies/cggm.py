@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cggm.deprecated import renamed_argument
+from cggm.tasks.calls import TaskCalls
 
-from .base import CoefficientUpdate, ScaleTarget, State, all_finite, check_range
+from .base import CoefficientUpdate, ScaleTarget, State, check_range, each_finite
 from .roles import Coefficients
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class CGGM(Coefficients):
         """The task's scores `[M]`, in float64 for the published forms."""
         if self.stable:
             return super().measure(task, outputs, target)
-        return torch.stack([task.score(output, target).double() for output in outputs])
+        return torch.stack([score.double() for score in TaskCalls.of(task).scores(outputs, target)])
 
     def initial_state(self, scores: Tensor) -> State:
         """Scores 0, balancing terms 1, no step taken."""
@@ -153,17 +154,19 @@ class CGGM(Coefficients):
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
         """Compute balancing terms from the gains since the last committed step.
 
-        A batch with non-finite scores changes nothing: coefficients and state stay the same.
+        A modality without a finite score in this step has no gain, and keeps its state and its coefficient.
         """
-        old = state["scores"]
+        old, finite = state["scores"], each_finite(scores)
         if self.stable:
-            before = torch.where(state["steps"] > 0, old, scores)  # all gains are 0 in the first step
-            smoothed = torch.lerp(scores, before, self.smoothing)
-            weights = torch.lerp(stable_balance(smoothed - before), state["weights"], self.smoothing)
+            old = old.masked_fill(state["steps"] == 0, torch.nan)  # NaN: never scored
+            known = torch.where(finite, scores, old)
+            before = torch.where(old == old, old, known)  # the gain is 0 in the first step
+            smoothed = torch.lerp(known, before, self.smoothing)
+            gains = (smoothed - before).nan_to_num_(0.0)
+            weights = torch.lerp(stable_balance(gains), state["weights"], self.smoothing)
         else:
-            smoothed, weights = scores.double(), paper_balance(scores - old).float()
-        finite = all_finite(scores)
-        smoothed = torch.where(finite, smoothed, old)
+            smoothed = torch.where(finite, scores.double(), old)
+            weights = paper_balance(smoothed - old).float()
         weights = torch.where(finite, weights, state["weights"])
-        state = {"scores": smoothed, "weights": weights, "steps": state["steps"] + finite}
+        state = {"scores": smoothed, "weights": weights, "steps": state["steps"] + finite.any()}
         return CoefficientUpdate(weights if self.rho == 1 else self.rho * weights, weights, state)

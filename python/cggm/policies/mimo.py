@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import CoefficientUpdate, ScaleTarget, State, all_finite, check_range
+from .base import CoefficientUpdate, ScaleTarget, State, check_range, each_finite
 from .roles import Coefficients
 
 
@@ -56,8 +56,8 @@ class MIMO(Coefficients):
         return {} if self.optimum is not None else {"best": torch.full_like(scores, torch.inf)}
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Coefficients 1 and unimodal weights from the losses; equal weights if a loss is not finite."""
-        losses, finite = -scores, all_finite(scores)
+        """Coefficients 1 and unimodal weights from the losses; a loss that is not finite counts as no lag."""
+        losses, finite = -scores, each_finite(scores)
         if self.optimum is None:
             best = torch.where(finite, torch.minimum(losses, state["best"]), state["best"])
             state = {"best": best}

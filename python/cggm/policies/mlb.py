@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import CoefficientUpdate, State, all_finite, check_range
+from .base import CoefficientUpdate, State, check_range, each_finite, mean_of_others
 from .roles import Coefficients
 
 _SMALLEST = 1e-8  # lower bound for confidences
@@ -43,11 +43,13 @@ class MLB(Coefficients):
         check_range("beta_max", self.beta_max, 1.0)
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Compute coefficients from this step's confidences only; all are 1 if a confidence is not finite."""
-        finite, scores = all_finite(scores), scores.clamp_min(_SMALLEST)
-        others = (scores.sum() - scores) / (scores.numel() - 1)
-        behind = others / scores - 1  # [M], r_i − 1
+        """Compute coefficients from this step's confidences only.
+
+        A modality without a finite confidence gets 1, and the others are compared without it.
+        """
+        finite, scores = each_finite(scores), scores.clamp_min(_SMALLEST)
+        behind = mean_of_others(scores, finite) / scores - 1  # [M], r_i − 1; NaN: nothing to compare
         room = torch.where(behind > 0, self.beta_max - 1, 1.0)
         coefficients = 1 + room * torch.tanh(self.alpha * behind)
-        coefficients = torch.where(finite, coefficients, torch.ones_like(coefficients))
+        coefficients = coefficients.masked_fill(~(behind < torch.inf), 1)
         return CoefficientUpdate(coefficients, coefficients, state)

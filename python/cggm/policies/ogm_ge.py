@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
+from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, check_range, each_finite, mean_of_others
 from .roles import Coefficients
 
 _ROUNDING = 1e-6  # tolerance: equal scores must not count as ahead because of rounding
@@ -60,9 +60,12 @@ class OGMGE(Coefficients):
         return ("gradient",) if self.noise else super().scale_targets(adaptive)
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
-        """Compute coefficients from this step's confidences only; all are 1 if a confidence is not finite."""
-        others = (scores.sum() - scores) / (scores.numel() - 1)
-        ratios = scores / others.clamp_min(torch.finfo(scores.dtype).tiny)  # [M]
-        ahead = (ratios > 1 + _ROUNDING) & all_finite(scores)
+        """Compute coefficients from this step's confidences only.
+
+        A modality without a finite confidence gets 1, and the others are compared without it.
+        """
+        others = mean_of_others(scores, each_finite(scores))
+        ratios = scores / others.clamp_min(torch.finfo(scores.dtype).tiny)  # [M], NaN: nothing to compare
+        ahead = (ratios > 1 + _ROUNDING) & (ratios < torch.inf)
         coefficients = torch.where(ahead, 1 - torch.tanh(self.alpha * ratios), torch.ones_like(ratios))
         return CoefficientUpdate(coefficients, coefficients, state)

@@ -53,7 +53,10 @@ class OPM(Dropout):
         return (0.0,) * modalities
 
     def update(self, scores: Tensor, state: State) -> State:
-        """Compute rates from this step's confidences only; keep the previous rates if a confidence is not finite."""
+        """Compute rates from this step's confidences only; keep the previous rates if a confidence is not finite.
+
+        All rates are kept then: a new rate beside an old one could add up to more than 1.
+        """
         finite, scores = all_finite(scores), scores.float().clamp_min(_SMALLEST)
         inverse = 1 / scores
         lead = scores * (inverse.sum() - inverse) / (scores.numel() - 1) - 1  # [M], ρ_i − 1

@@ -1,4 +1,4 @@
-"""Classification: one class per sample, or any number of labels."""
+"""Classification: one class per sample or position, or any number of labels."""
 
 from __future__ import annotations
 
@@ -8,58 +8,95 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import check_batch
+from .base import check_batch, mean_of_present
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """One class per sample: cross entropy, and accuracy as the metric.
+    """One class per sample, or per position: cross entropy, and accuracy as the metric.
 
-    Outputs are logits `[B, C]`; targets class indices `[B]` (integer) or class probabilities `[B, C]` (floating).
+    Outputs are logits `[B, C]`, or `[B, T, C]` for tokens, as a language model puts them out. The classes are the last
+    axis. The target's shape and dtype say what it holds: the output's shape without the last axis (`[B]` or
+    `[B, T]`), integer, for class indices; the output's own shape, floating, for class probabilities. Targets of a
+    language model must already be shifted, so that position t holds the token that output t predicts.
+
+    Targets equal to `ignore_index` count for nothing: loss, score and confidence are means over the others, and NaN if
+    there are none; the wrapper then leaves the modality out of this step.
 
     Args:
         label_smoothing: as in `torch.nn.functional.cross_entropy`, in `[0, 1]`.
+        ignore_index: the class index of targets that do not count.
 
     >>> task = Classification()
     >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
-    >>> task.score(logits, target)
-    tensor(0.5000, dtype=torch.float64)
+    >>> task.score(logits, target), task.score(logits, torch.tensor([0, -100]))
+    (tensor(0.5000, dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
 
     label_smoothing: float = 0.0
+    ignore_index: int = -100
 
     def _check(self, output: Tensor, target: Tensor) -> None:
         check_batch(output, target)
-        indices = target.ndim == 1 and not target.is_floating_point()
-        probabilities = target.shape == output.shape and target.is_floating_point()
+        indices = output.ndim > 1 and target.shape == output.shape[:-1] and not target.is_floating_point()
+        probabilities = output.ndim > 1 and target.shape == output.shape and target.is_floating_point()
         if not indices and not probabilities:
             raise ValueError(
-                f"target must hold class indices [{output.shape[0]}] (integer) or class probabilities "
-                f"{list(output.shape)} (floating), got {list(target.shape)} of {target.dtype}"
+                f"target must hold class indices {list(output.shape[:-1])} (integer) or class probabilities "
+                f"{list(output.shape)} (floating) for logits with the classes last, got {list(target.shape)} of "
+                f"{target.dtype}"
             )
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy, mean over the batch.
+    def _among(self, target: Tensor, present: Tensor | None) -> Tensor:
+        """Class indices with absent samples ignored."""
+        if present is None:
+            return target
+        return target.masked_fill(~present.view(-1, *[1] * (target.ndim - 1)), self.ignore_index)
+
+    def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
+        """Cross entropy, mean over the positions that count.
+
+        Args:
+            output: logits `[B, C]` or `[B, T, C]`.
+            target: class indices or probabilities.
+            present: bool `[B]`, the samples that count; None for all.
 
         Raises:
             ValueError: a target that fits neither form.
         """
         self._check(output, target)
-        target = target.to(output.dtype) if target.is_floating_point() else target
-        return F.cross_entropy(output, target, label_smoothing=self.label_smoothing)
+        options = {"label_smoothing": self.label_smoothing}
+        logits = output if output.ndim == 2 else output.flatten(0, -2)
+        if not target.is_floating_point():
+            target = self._among(target, present).flatten()
+            return F.cross_entropy(logits, target, ignore_index=self.ignore_index, **options)
+        target = target.to(output.dtype).reshape(logits.shape)
+        if present is None:
+            return F.cross_entropy(logits, target, **options)
+        each = F.cross_entropy(logits, target, reduction="none", **options)
+        return mean_of_present(each.view(output.shape[:-1]), present)
 
-    def score(self, output: Tensor, target: Tensor) -> Tensor:
-        """Accuracy in `[0, 1]`, float64.
+    def score(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
+        """Accuracy in `[0, 1]` over the positions that count, float64; arguments as in `loss`.
 
         Raises:
             ValueError: a target that fits neither form.
         """
         self._check(output, target)
-        target = target.argmax(-1) if target.is_floating_point() else target
-        return (output.argmax(-1) == target).double().mean()
+        if target.is_floating_point():
+            return mean_of_present((output.argmax(-1) == target.argmax(-1)).double(), present)
+        target = self._among(target, present)
+        counted = target != self.ignore_index
+        right = output.argmax(-1) == target
+        if self.ignore_index >= 0:  # it may be an output of the classifier, too
+            right = right & counted
+        return right.sum(dtype=torch.float64) / counted.sum()
 
     def confidence(self, output: Tensor, target: Tensor) -> Tensor:
-        """Probability `[B]` of the true class; with class probabilities, the expected one.
+        """Probability `[B]` of the true class, or with class probabilities the expected one.
+
+        With several positions it is the mean over those that count. For a sample of which nothing counts the number
+        means nothing; see `counted`.
 
         Raises:
             ValueError: a target that fits neither form.
@@ -67,8 +104,20 @@ class Classification:
         self._check(output, target)
         probabilities = output.float().softmax(-1)
         if target.is_floating_point():
-            return (probabilities * target).sum(-1)
-        return probabilities.gather(-1, target[:, None])[:, 0]
+            true = (probabilities * target).sum(-1)
+            return true if true.ndim == 1 else true.flatten(1).mean(1)
+        true = probabilities.gather(-1, target.clamp_min(0)[..., None])[..., 0]
+        if true.ndim == 1:
+            return true
+        true = true.masked_fill(target == self.ignore_index, 0)
+        return true.flatten(1).sum(1) / self.counted(target).clamp_min(1)
+
+    def counted(self, target: Tensor) -> Tensor | None:
+        """How many positions of each sample count, `[B]` float32; None if all do."""
+        if target.is_floating_point():
+            return None
+        counted = target != self.ignore_index
+        return counted.float() if target.ndim == 1 else counted.flatten(1).sum(1, dtype=torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +140,33 @@ class MultiLabel:
             )
         return target.to(output.dtype)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         """Binary cross entropy, mean over samples and labels.
+
+        Args:
+            output: logits `[B, C]`.
+            target: `[B, C]`.
+            present: bool `[B]`, the samples that count; None for all.
 
         Raises:
             ValueError: a target of another shape.
         """
-        return F.binary_cross_entropy_with_logits(output, self._target(output, target))
+        target = self._target(output, target)
+        if present is None:
+            return F.binary_cross_entropy_with_logits(output, target)
+        return mean_of_present(F.binary_cross_entropy_with_logits(output, target, reduction="none"), present)
 
-    def score(self, output: Tensor, target: Tensor) -> Tensor:
-        """`2 TP / (2 TP + FP + FN)` in `[0, 1]`, counted over all samples and labels; 1 where there is none.
+    def score(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
+        """`2 TP / (2 TP + FP + FN)` in `[0, 1]`, over the samples that count and all labels; 1 where there is none.
+
+        Arguments as in `loss`.
 
         Raises:
             ValueError: a target of another shape.
         """
         found, true = output.detach() > 0, self._target(output, target) > 0.5
+        if present is not None:
+            found, true = found & present[:, None], true & present[:, None]
         wrong = (found != true).sum()
         twice = 2 * (found & true).sum()
         return torch.where(twice + wrong > 0, twice / (twice + wrong).clamp_min(1), 1.0)

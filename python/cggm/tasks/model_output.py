@@ -52,6 +52,11 @@ class ModelTask:
             return confidence_of(self._task, _logits(output), target)
         return (-value.float()).exp()
 
+    def counted(self, target: Any) -> Tensor | None:
+        """How many positions of each sample count, `[B]`, where the task knows that; None for all."""
+        counted = getattr(self._task, "counted", None)
+        return counted(target) if counted is not None and isinstance(target, Tensor) else None
+
     def _whole(self, output: Any, target: Any) -> Tensor | None:
         """The loss that the function or the model gives for the whole output; None where the task reads logits."""
         if self._function is not None:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import check_batch
+from .base import check_batch, mean_of_present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +41,34 @@ class Regression:
             )
         return target.reshape(output.shape).to(output.dtype)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         """L1 or mean squared error over all elements.
+
+        Args:
+            output: `[B]` or `[B, ...]`.
+            target: as many elements per sample.
+            present: bool `[B]`, the samples that count; None for all.
 
         Raises:
             ValueError: a target with another number of elements.
         """
         function = F.l1_loss if self.kind == "l1" else F.mse_loss
-        return function(output, self._target(output, target))
+        if present is None:
+            return function(output, self._target(output, target))
+        return mean_of_present(function(output, self._target(output, target), reduction="none"), present)
 
-    def score(self, output: Tensor, target: Tensor) -> Tensor:
-        """Negative mean absolute error, `<= 0`, or the user's metric.
+    def score(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
+        """Negative mean absolute error, `<= 0`, or the user's metric; arguments as in `loss`.
 
         Raises:
-            ValueError: a target with another number of elements.
+            ValueError: a target with another number of elements; `present` with a metric of the user's.
         """
         output, target = output.detach(), self._target(output, target)
-        return -F.l1_loss(output, target) if self.metric is None else self.metric(output, target)
+        if self.metric is None:
+            return -mean_of_present((output - target).abs(), present)
+        if present is not None:
+            raise ValueError(
+                "present: Regression(metric=...) cannot leave samples out of a metric of outputs and targets; write a "
+                "task of your own whose score() takes `present`"
+            )
+        return self.metric(output, target)

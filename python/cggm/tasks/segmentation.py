@@ -26,6 +26,8 @@ class Segmentation:
     Args:
         class_weights: C weights of the cross entropy, `>= 0`; None for 1.
         regions: groups of classes that are scored together; None for every class but the background, class 0.
+        ignore_index: the class index of pixels that do not count, neither in the loss nor in the scores. Where no pixel
+            counts, loss and scores are NaN, and the wrapper leaves the modality out of this step.
 
     Raises:
         ValueError: a negative weight, an empty region.
@@ -38,6 +40,7 @@ class Segmentation:
 
     class_weights: tuple[float, ...] | None = None
     regions: tuple[tuple[int, ...], ...] | None = None
+    ignore_index: int = -100
 
     def __post_init__(self) -> None:
         if self.class_weights is not None and min(self.class_weights, default=-1.0) < 0:
@@ -59,13 +62,25 @@ class Segmentation:
         mode = ("linear", "bilinear", "trilinear")[target.ndim - 2]
         return F.interpolate(output, size=target.shape[1:], mode=mode, align_corners=False)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def _among(self, target: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The target with absent samples ignored, and which pixels count."""
+        if present is not None:
+            target = target.masked_fill(~present.view(-1, *[1] * (target.ndim - 1)), self.ignore_index)
+        return target, target != self.ignore_index
+
+    def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         """`½ · cross entropy + ½ · (1 − Dice)`, 0-dimensional.
+
+        Args:
+            output: logits `[B, C, ...]`.
+            target: class indices `[B, ...]`.
+            present: bool `[B]`, the samples that count; None for all.
 
         Raises:
             ValueError: a target that fits no logits of this shape, or not as many weights as classes.
         """
         output = self._resized(output, target).float()
+        target, counted = self._among(target, present)
         classes = output.shape[1]
         weight = None
         if self.class_weights is not None:
@@ -80,41 +95,53 @@ class Segmentation:
             target[:, None] == numbers
         ).float()  # [B, C, ...]; one_hot would look at the values on the host
         others = [0, *range(2, output.ndim)]
-        probabilities = output.softmax(1)
+        probabilities = output.softmax(1) * counted[:, None]
         both = (probabilities * true).sum(others)  # [C]
         dice = (2 * both + _SMOOTHING) / (probabilities.sum(others) + true.sum(others) + _SMOOTHING)
-        return 0.5 * F.cross_entropy(output, target, weight=weight) + 0.5 * (1 - dice.mean())
+        entropy = F.cross_entropy(output, target, weight=weight, ignore_index=self.ignore_index)
+        return 0.5 * entropy + 0.5 * (1 - dice.mean())
 
-    def dice(self, output: Tensor, target: Tensor) -> Tensor:
+    def dice(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         """Dice score `2 |A ∩ B| / (|A| + |B|)` of each region, over the batch, on the device; 1 where both are empty.
+
+        Arguments as in `loss`.
 
         Raises:
             ValueError: a target that fits no logits of this shape, a region of a class that there is not.
         """
         output = self._resized(output.detach(), target)
+        target, counted = self._among(target, present)
         classes = output.shape[1]
         regions = self.regions or tuple((i,) for i in range(1, classes))
         if any(not 0 <= i < classes for region in regions for i in region):
             raise ValueError(f"regions names classes of {regions}, but the output has {classes} classes")
         rows = tuple(tuple(float(i in region) for i in range(classes)) for region in regions)
         member = constant(rows, output.device)  # [R, C]
-        found = member[:, output.argmax(1).flatten()]  # [R, pixels]
-        true = member[:, target.flatten()]
-        return (2 * (found * true).sum(1) + _SMOOTHING) / (found.sum(1) + true.sum(1) + _SMOOTHING)
+        mask = counted.flatten()
+        found = member[:, output.argmax(1).flatten()] * mask  # [R, pixels]
+        true = member[:, target.masked_fill(~counted, 0).flatten()] * mask
+        dice = (2 * (found * true).sum(1) + _SMOOTHING) / (found.sum(1) + true.sum(1) + _SMOOTHING)
+        return dice.masked_fill(~mask.any(), torch.nan)
 
-    def score(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean Dice score of the regions, in `[0, 1]`.
+    def score(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
+        """Mean Dice score of the regions, in `[0, 1]`; arguments as in `loss`.
 
         Raises:
             ValueError: as `dice`.
         """
-        return self.dice(output, target).mean()
+        return self.dice(output, target, present).mean()
 
     def confidence(self, output: Tensor, target: Tensor) -> Tensor:
-        """Probability `[B]` of the true class, mean over the pixels of a sample.
+        """Probability `[B]` of the true class, mean over the pixels of a sample that count; 0 if there are none.
 
         Raises:
             ValueError: a target that fits no logits of this shape.
         """
         probabilities = self._resized(output, target).float().softmax(1)
-        return probabilities.gather(1, target[:, None]).flatten(1).mean(1)
+        ignored = target == self.ignore_index
+        true = probabilities.gather(1, target.masked_fill(ignored, 0)[:, None])[:, 0]
+        return true.masked_fill(ignored, 0).flatten(1).sum(1) / self.counted(target).clamp_min(1)
+
+    def counted(self, target: Tensor) -> Tensor:
+        """How many pixels of each sample count, `[B]` float32."""
+        return (target != self.ignore_index).flatten(1).sum(1, dtype=torch.float32)
