@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import train_contrastive
 import train_llava
+import train_missing
 import train_ogm_ge
 import train_sequences
 import train_siamese
@@ -24,6 +25,7 @@ RUNS = {
     "LLaVA, MLB and dropout": (train_llava.main, {"steps": 40, "policy": MLB() + ModalityDropout(0.1)}, 0.6),
     "LLaVA, OPM": (train_llava.main, {"steps": 30, "policy": OPM()}, 0.6),
     "sequences": (train_sequences.main, {"steps": 30}, 0.7),
+    "missing modalities": (train_missing.main, {"steps": 60}, 0.7),
     "a siamese pair": (train_siamese.main, {"steps": 40}, 0.6),
     **{
         f"OGM-GE, {kind}": (train_ogm_ge.main, {"fusion": kind}, 0.85)
