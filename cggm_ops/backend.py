@@ -8,6 +8,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,10 @@ else:
 #: The operators that have Triton kernels. With the Triton backend the reference serves the others.
 TRITON_OPERATORS = ("adamw_", "batched_cosine", "batched_cosine_backward", "modulate_", "scale_")
 
+# Newer versions of torch refuse to override without this argument, older ones do not know it.
+_OVERRIDE = (
+    {"allow_override": True} if "allow_override" in signature(torch.library.Library.impl).parameters else {}
+)
 _has_triton = importlib.util.find_spec("triton") is not None
 _forced: dict[str, str] = {}  # by type of device
 
@@ -124,7 +129,7 @@ def _register(library: torch.library.Library, name: str, kind: str) -> None:
         function = _in_triton(op) if name == "triton" and op in TRITON_OPERATORS else definition
         with warnings.catch_warnings():  # overriding is intended
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
-            library.impl(op, function, kind.upper(), allow_override=True)  # torch 2.11 refuses without
+            library.impl(op, function, kind.upper(), **_OVERRIDE)
 
 
 def _in_triton(op: str) -> Callable[..., Any]:

@@ -21,6 +21,10 @@ from cggm_ops.checks.optimizers import check_adamw, check_sgd
 from cggm_ops.checks.segments import check_combination, check_sets
 
 NAMESPACE = "cggm_ops"
+# One call instead of a loop where torch has it; torch 2.6 does not.
+_any_requires_grad = getattr(
+    torch._C, "_any_requires_grad", lambda tensors: any(tensor.requires_grad for tensor in tensors)
+)
 DEFINITIONS: dict[str, Callable[..., Any]] = {}  # the reference implementation of each operator
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -78,7 +82,7 @@ def _change(call: Callable[..., Any], changed: Mapping[str, Sequence[Tensor]], *
     """Refuse tensors that autograd follows, call, and increment the versions of the changed tensors."""
     _refuse_tangents("an operator that changes tensors in place", arguments)
     for name, tensors in changed.items():
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(tensors):
+        if torch.is_grad_enabled() and _any_requires_grad(tensors):
             raise RuntimeError(
                 f"{name} holds a tensor that requires grad, which would change in place while autograd records: "
                 "call this under torch.no_grad(), or pass .grad tensors"

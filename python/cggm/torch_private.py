@@ -26,6 +26,9 @@ foreach_norm = torch._foreach_norm
 foreach_sub_ = torch._foreach_sub_
 foreach_zero_ = torch._foreach_zero_
 
+#: The hooks that repack what autograd saves; torch 2.6 has no such function.
+_top_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
 #: The tables of hooks that `Optimizer.__init__` makes and other tools look for; the wrapper does not call that.
 HOOK_TABLES = (
     "_optimizer_step_pre_hooks",
@@ -54,7 +57,7 @@ def missing() -> list[str]:
     used = (
         (torch, ("_disable_dynamo", *foreach)),
         (torch._C, ("_current_graph_task_id",)),
-        (torch._C._autograd, ("_top_saved_tensors_default_hooks", "_get_current_graph_task_keep_graph")),
+        (torch._C._autograd, ("_get_current_graph_task_keep_graph",)),
         (torch.autograd.Variable, ("_execution_engine",)),
         (profiler, ("_is_profiler_enabled",)),
         (torch_optimizer, ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")),
@@ -122,7 +125,15 @@ def graph_is_kept() -> bool:
 
 def saved_tensors_are_exchanged() -> bool:
     """Whether something repacks what autograd saves, as activation checkpointing does."""
-    return torch.compiler.is_compiling() or bool(torch._C._autograd._top_saved_tensors_default_hooks(False))
+    if torch.compiler.is_compiling():
+        return True
+    if _top_saved_tensors_hooks is not None:
+        return bool(_top_saved_tensors_hooks(False))
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("never shown"):  # refuses while a hook is active
+            return False
+    except RuntimeError:
+        return True
 
 
 def active_reducer() -> nn.Module | None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from torch.optim import LBFGS, Adagrad, Muon, Optimizer, SparseAdam
+from torch import optim
+from torch.optim import Adagrad, Optimizer
 
 from ..torch_private import HOOK_TABLES, is_watched
 from .checkpoint_checks import check_containers
@@ -15,10 +16,10 @@ from .fused import FusedStep
 
 # Optimizers that cannot train the classifiers' parameters, and what to do instead.
 _REFUSED = {
-    LBFGS: "it evaluates the loss many times a step and takes one parameter group only; use SGD or AdamW",
-    Muon: "it takes matrices only, not the classifiers' biases; wrap the optimizer of the other parameters "
+    "LBFGS": "it evaluates the loss many times a step and takes one parameter group only; use SGD or AdamW",
+    "Muon": "it takes matrices only, not the classifiers' biases; wrap the optimizer of the other parameters "
     "(apply='feature' or 'gradient') and step Muon beside it, or take a Muon with an auxiliary Adam",
-    SparseAdam: "it takes sparse gradients only, not the classifiers' dense ones; wrap the optimizer of the other "
+    "SparseAdam": "it takes sparse gradients only, not the classifiers' dense ones; wrap the optimizer of the other "
     "parameters (apply='feature' or 'gradient') and step SparseAdam beside it",
 }
 
@@ -40,8 +41,8 @@ class OptimizerWrapper(Optimizer):
         if not isinstance(base, Optimizer) or isinstance(base, OptimizerWrapper):
             raise TypeError(f"optimizer must be a plain torch.optim.Optimizer, got {type(base).__name__}")
         for refused, why in _REFUSED.items():
-            if isinstance(base, refused):
-                raise TypeError(f"optimizer cannot be {refused.__name__}: {why}")
+            if isinstance(base, getattr(optim, refused, ())):  # older versions of torch have no Muon
+                raise TypeError(f"optimizer cannot be {refused}: {why}")
         self.base = base
         self.fused_step = FusedStep(base)
         self._max_norm: float | None = None
