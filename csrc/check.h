@@ -61,7 +61,7 @@ class Written {
 
   void check_disjoint() {
     const auto before = [](const Range& a, const Range& b) { return a.begin < b.begin; };
-    if (!std::is_sorted(ranges_.begin(), ranges_.end(), before)) sort();
+    if (!std::is_sorted(ranges_.begin(), ranges_.end(), before)) std::stable_sort(ranges_.begin(), ranges_.end(), before);
     for (size_t i = 1; i < ranges_.size(); ++i)
       if (ranges_[i - 1].end > ranges_[i].begin)
         refuse(ranges_[i - 1].label(), " and ", ranges_[i].label(), " must not share memory: pass every tensor once");
@@ -83,17 +83,6 @@ class Written {
   }
 
  private:
-  // Sorts addresses with positions, which are smaller than ranges, and moves every range once.
-  void sort() {
-    std::vector<std::pair<const char*, size_t>> order(ranges_.size());
-    for (size_t i = 0; i < order.size(); ++i) order[i] = {ranges_[i].begin, i};
-    std::sort(order.begin(), order.end());
-    std::vector<Range> sorted;
-    sorted.reserve(ranges_.capacity());
-    for (const auto& [begin, index] : order) sorted.push_back(ranges_[index]);
-    ranges_.swap(sorted);
-  }
-
   std::vector<Range> ranges_;
 };
 
