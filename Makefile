@@ -50,8 +50,8 @@ docs: $(TESTABLE)
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "no virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
 
-# torch, setuptools, ninja and pybind11 first: the extension is built against exactly this torch.
-BUILD_NEEDS := torch numpy setuptools ninja pybind11
+# torch, setuptools and ninja first: the extension is built against exactly this torch.
+BUILD_NEEDS := torch numpy setuptools ninja
 
 $(INSTALLED): $(BIN)/python $(SOURCES)
 	$(PIP) $(BUILD_NEEDS)

@@ -127,12 +127,17 @@ def extension() -> dict:
         "cggm_ops._C",
         files,
         optional=True,
+        py_limited_api=True,  # one file for every Python from 3.10 on
         include_dirs=[str(ROOT / "csrc")],
         depends=sources("csrc", "**/*.h", "**/*.cuh"),
         extra_compile_args=compile_args,
         **options,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": tolerant(cpp_extension.BuildExtension)}}
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": tolerant(cpp_extension.BuildExtension)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
 
 
 setup(

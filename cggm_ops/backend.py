@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cggm_ops import schema
+from cggm_ops import direct, schema
 
 # Only beside this file: an editable installation in the same environment may have another extension.
 if importlib.machinery.PathFinder.find_spec("cggm_ops._C", [os.path.dirname(__file__)]) is None:
@@ -46,6 +46,15 @@ _OVERRIDE = (
 )
 _has_triton = importlib.util.find_spec("triton") is not None
 _forced: dict[str, str] = {}  # by type of device
+
+
+def _serve_directly() -> None:
+    """Let plain CPU tensors take the short way into the compiled kernels."""
+    if _extension is not None:
+        direct.FUNCTIONS.update({name: getattr(_extension, name) for name in ("adamw_", "scale_", "sgd_")})
+
+
+_serve_directly()
 
 
 def backend(device: str | torch.device = "cpu") -> str:
@@ -93,6 +102,8 @@ def use_backend(name: Literal["reference", "triton", "compiled"]) -> Iterator[No
     kinds = _kinds(name)
     library = torch.library.Library(schema.NAMESPACE, "IMPL")
     try:
+        if name != "compiled":
+            direct.FUNCTIONS.clear()
         for kind in kinds:
             if _default(kind) != name:
                 _register(library, name, kind)
@@ -100,6 +111,7 @@ def use_backend(name: Literal["reference", "triton", "compiled"]) -> Iterator[No
         yield
     finally:
         _forced.clear()
+        _serve_directly()
         library._destroy()
 
 

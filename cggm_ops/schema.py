@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cggm_ops import reference
+from cggm_ops import direct, reference
 from cggm_ops.checks.modulation import check_backward, check_head, check_modulation, check_scale
 from cggm_ops.checks.optimizers import check_adamw, check_sgd
 from cggm_ops.checks.segments import check_combination, check_sets
@@ -57,12 +57,11 @@ def mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return serving(op, tensors)(tensors, *others)
+    call = direct.function(op._opname) if op in (adamw_, sgd_) else None
+    if call is not None and call(tensors, *others):
+        torch.autograd.graph.increment_version(tensors)
+        return None
     return _change(serving(op, tensors), {name: tensors}, tensors, *others)
-
-
-def is_transformed() -> bool:
-    """Tell whether forward-mode differentiation or a transform of torch.func is active."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _refuse_tangents(name: str, arguments: Iterable[Any]) -> None:

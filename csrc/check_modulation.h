@@ -14,26 +14,6 @@ struct Gradient {
   ScalarType dtype;
 };
 
-// Reads only the properties that are needed, and no View: with hundreds of gradients this is most of a call's cost.
-inline Gradient check_gradient(AtenTensorHandle tensor, int64_t index, int64_t modality, const View& coefficients, Written& written) {
-  Gradient out{nullptr, 0, modality, ScalarType::Undefined};
-  int32_t dtype = 0, type = 0, device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device));
-  out.dtype = to_scalar_type(dtype);
-  check_dtype(out.dtype, "grads");
-  if (type != coefficients.device_type || device != coefficients.device_index)
-    refuse("grads[", index, "] must be on the device of coefficients: move one of them with .to(device)");
-  const bool dense = is_dense(tensor);
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &out.numel));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &out.data));
-  const char* begin = static_cast<const char*>(out.data);
-  const int64_t bytes = out.numel * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
-  written.add({begin, begin + bytes, "grads", index}, dense);
-  return out;
-}
-
 // fusion, of D elements, and the unimodal gradients, M tensors of D elements.
 inline void check_head(const Tensor& fusion, const std::vector<Tensor>& unimodal) {
   const View first = view(fusion.get());
@@ -73,8 +53,8 @@ struct HeadRows {
 
 // The gradient [M] with respect to the cosines, and the products [2M + 1], of batched_cosine_backward.
 inline void check_backward(const Tensor& grad, const Tensor& products, const HeadRows& head) {
-  check_factors(grad, 1, "grad");
-  check_factors(products, 1, "products");
+  check_factors(view(grad.get()), 1, "grad");
+  check_factors(view(products.get()), 1, "products");
   if (grad.numel() != head.modalities() || products.numel() != 2 * head.modalities() + 1 ||
       products.scalar_type() != ScalarType::Double)
     refuse("grad must have one number per tensor in unimodal (", head.modalities(), ") and products twice as many and one, in ",
@@ -87,20 +67,29 @@ inline void check_backward(const Tensor& grad, const Tensor& products, const Hea
 struct ScaleArguments {
   TensorList grads;
   std::vector<int64_t> owner;
-  Tensor coefficients;  // [M]
+  Operand coefficients;  // [M]
+  View factors{};        // its memory
   std::vector<Gradient> gradients;
   Written written;
 
   // Takes ownership of all arguments before any of them can be refused.
-  explicit ScaleArguments(const StableIValue* stack)
-      : grads(stack[0]), owner(take<std::vector<int64_t>>(stack[1])), coefficients(take<Tensor>(stack[2])), written(grads.size()) {}
+  template <typename Argument>
+  explicit ScaleArguments(const Argument* stack)
+      : grads(stack[0]), owner(take<std::vector<int64_t>>(stack[1])), coefficients(stack[2]), written(grads.size()) {}
 
   void check() {
-    check_factors(coefficients, 1, "coefficients");
-    check_owner(owner, grads.size(), "grads", coefficients.numel(), "coefficients");
-    const View factors = view(coefficients.get());
+    factors = *coefficients;
+    check_factors(factors, 1, "coefficients");
+    check_owner(owner, grads.size(), "grads", factors.numel, "coefficients");
     gradients.reserve(grads.size());
-    for (size_t s = 0; s < grads.size(); ++s) gradients.push_back(check_gradient(grads[s], s, owner[s], factors, written));
+    for (size_t s = 0; s < grads.size(); ++s) {
+      const View grad = grads[s];
+      check_dtype(grad.dtype, "grads");
+      if (!same_device(grad, factors))
+        refuse("grads[", s, "] must be on the device of coefficients: move one of them with .to(device)");
+      written.add(grad, "grads", s);
+      gradients.push_back({grad.data, grad.numel, owner[s], grad.dtype});
+    }
     written.check_disjoint();
     check_not_scaled(range(factors, "coefficients"));
   }
@@ -123,10 +112,10 @@ struct ModulateArguments : ScaleArguments {
 
   void check() {
     ScaleArguments::check();
-    if (static_cast<int64_t>(unimodal.size()) != coefficients.numel())
-      refuse("unimodal must hold one tensor per coefficient (", coefficients.numel(), "), found ", unimodal.size());
+    if (static_cast<int64_t>(unimodal.size()) != factors.numel)
+      refuse("unimodal must hold one tensor per coefficient (", factors.numel, "), found ", unimodal.size());
     const View head = view(fusion.get());
-    check_same_device(head, view(coefficients.get()), "fusion", "coefficients");
+    check_same_device(head, factors, "fusion", "coefficients");
     check_not_scaled(range(head, "fusion"));
     for (size_t m = 0; m < unimodal.size(); ++m) check_not_scaled(range(view(unimodal[m].get()), "unimodal", m));
   }

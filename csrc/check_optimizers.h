@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <initializer_list>
-#include <optional>
 
 #include "check.h"
 
@@ -34,7 +33,7 @@ inline void check_number(double number, const char* name, double below = INFINIT
 struct StepArguments {
   TensorList params, grads;
   std::vector<int64_t> owner;
-  std::optional<Tensor> grad_scale, update_scale;
+  Operand grad_scale, update_scale;
   double lr, weight_decay;
   bool maximize;
   std::vector<ParameterStep> steps;
@@ -42,13 +41,13 @@ struct StepArguments {
 
  protected:
   // `modulation` points to owner, grad_scale and update_scale on the stack.
-  StepArguments(
-      const StableIValue* stack, const StableIValue* modulation, StableIValue lr, StableIValue weight_decay, StableIValue maximize)
+  template <typename Argument>
+  StepArguments(const Argument* stack, const Argument* modulation, Argument lr, Argument weight_decay, Argument maximize)
       : params(stack[0]),
         grads(stack[1]),
         owner(take<std::vector<int64_t>>(modulation[0])),
-        grad_scale(take<std::optional<Tensor>>(modulation[1])),
-        update_scale(take<std::optional<Tensor>>(modulation[2])),
+        grad_scale(modulation[1], true),
+        update_scale(modulation[2], true),
         lr(take<double>(lr)),
         weight_decay(take<double>(weight_decay)),
         maximize(take<bool>(maximize)) {}
@@ -74,17 +73,17 @@ struct StepArguments {
     gradients.reserve(count);
     steps.reserve(count);
     for (size_t s = 0; s < count; ++s) {
-      views.push_back(view(params[s]));
+      views.push_back(params[s]);
       const View& param = views.back();
       check_dtype(param.dtype, "params");
       check_same_device(param, views[0], "params", "params[0]");
       written.add(param, "params", s);
-      gradients.push_back(view(grads[s]));
+      gradients.push_back(grads[s]);
       check_fits(gradients.back(), param, "grads", s, true);
       steps.push_back({param.data, nullptr, {}, param.numel, owner.empty() ? -1 : owner[s], param.dtype});
       size_t k = 0;
       for (const NamedList& state : states) {
-        const View tensor = view((*state.tensors)[s]);
+        const View tensor = (*state.tensors)[s];
         check_fits(tensor, param, state.name, s, tensor.dim == param.dim && same_order(tensor, param));
         written.add(tensor, state.name, s);
         steps.back().state[k++] = tensor.data;
@@ -100,15 +99,15 @@ struct StepArguments {
 
  private:
   static void check_scale_memory(
-      const std::optional<Tensor>& scale, const char* name, const std::vector<View>& params, const Written& written) {
+      const Operand& scale, const char* name, const std::vector<View>& params, const Written& written) {
     if (!scale || params.empty()) return;
-    check_same_device(view(scale->get()), params[0], name, "params");
-    written.check_not_read(view(scale->get()), name, -1);
+    check_same_device(*scale, params[0], name, "params");
+    written.check_not_read(*scale, name, -1);
   }
-  void check_scale(const std::optional<Tensor>& scale, const char* name) const {
+  void check_scale(const Operand& scale, const char* name) const {
     if (!scale) return;
     check_factors(*scale, 1, name);
-    check_owner(owner, params.size(), "params", scale->numel(), name);
+    check_owner(owner, params.size(), "params", (*scale).numel, name);
   }
   static void check_fits(const View& tensor, const View& param, const char* name, size_t index, bool in_order) {
     if (!same_shape(tensor, param) || tensor.dtype != param.dtype || !in_order)
@@ -126,7 +125,8 @@ struct AdamArguments : StepArguments {
   bool decoupled;
   std::vector<View> counters;  // steps taken before this one, single numbers on the CPU or beside the parameters
 
-  explicit AdamArguments(const StableIValue* stack)
+  template <typename Argument>
+  explicit AdamArguments(const Argument* stack)
       : StepArguments(stack, stack + 5, stack[8], stack[12], stack[14]),
         exp_avgs(stack[2]),
         exp_avg_sqs(stack[3]),
@@ -143,12 +143,12 @@ struct AdamArguments : StepArguments {
     check_count("steps", counter_list.size());
     counters.reserve(counter_list.size());
     for (size_t s = 0; s < counter_list.size(); ++s) {
-      counters.push_back(view(counter_list[s]));
+      counters.push_back(counter_list.counter(s));
       const View& counter = counters.back();
       if (counter.numel != 1 || (counter.dtype != ScalarType::Float && counter.dtype != ScalarType::Double))
         refuse("steps[", s, "] must be one float32 or float64 number, found ", counter.numel, " of ",
                torch::headeronly::toString(counter.dtype));
-      if (!is_on_host(counter) && !same_device(counter, view(params[s])))
+      if (!is_on_host(counter) && !same_device(counter, params[s]))
         refuse("steps[", s, "] must be on the CPU or on the device of params: move it with .to(device)");
     }
     check_lists({{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}}, counters);
@@ -172,7 +172,8 @@ struct SgdArguments : StepArguments {
   double momentum, dampening;
   bool nesterov, first;
 
-  explicit SgdArguments(const StableIValue* stack)
+  template <typename Argument>
+  explicit SgdArguments(const Argument* stack)
       : StepArguments(stack, stack + 3, stack[6], stack[9], stack[11]),
         momentum_buffers(stack[2]),
         momentum(take<double>(stack[7])),

@@ -18,7 +18,7 @@ struct GradientSets {
 
 inline void append_views(const TensorList& tensors, std::vector<View>& views) {
   views.reserve(views.size() + tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) views.push_back(view(tensors[i]));
+  for (size_t i = 0; i < tensors.size(); ++i) views.push_back(tensors[i]);
 }
 
 // `views` [K, S]. The other sets follow the order in memory of set 0; tensors with gaps become contiguous.
@@ -41,7 +41,7 @@ inline GradientSets check_sets(const std::vector<View>& views, int64_t sets) {
     }
     View copy;
     const View* order = &first;
-    if (!first.contiguous && !is_dense(first.handle)) {
+    if (!is_dense(first)) {
       out.copies.push_back(torch::stable::contiguous(share(first.handle)));
       copy = view(out.copies.back().get());
       order = &copy;
@@ -79,7 +79,7 @@ struct CombineArguments {
   explicit CombineArguments(const StableIValue* stack) : into(stack[0]), others(stack[1]), weights(take<Tensor>(stack[2])) {}
 
   void check() {
-    check_factors(weights, 2, "weights");
+    check_factors(view(weights.get()), 2, "weights");
     const int64_t count = weights.size(0), columns = weights.size(1);
     if (static_cast<int64_t>(into.size()) != count || static_cast<int64_t>(others.size()) != count * (columns - 1))
       refuse("weights [", count, ", ", columns, "] must have one row per tensor of a set (", into.size(),

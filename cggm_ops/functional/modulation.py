@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cggm_ops import reference, schema
+from cggm_ops import direct, reference, schema
 
 
 def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tensor:
@@ -51,7 +51,7 @@ def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tenso
             "unimodal holds a tensor that requires grad, but the cosines are differentiable only in fusion: pass "
             "unimodal.detach()"
         )
-    if schema.is_transformed():  # plain operations have every derivative and batching rule
+    if direct.is_transformed():  # plain operations have every derivative and batching rule
         return reference.batched_cosine(fusion, rows)[0]
     if torch.is_grad_enabled() and fusion.requires_grad:
         return call(fusion, rows)[0]
@@ -92,6 +92,12 @@ def scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) 
         >>> grads
         [tensor([6., 8.]), tensor([0.5000]), tensor([2.])]
     """
+    call = direct.function("scale_")
+    if call is not None and coefficients.is_cpu:
+        sq_norms = torch.empty(coefficients.numel() + 1, dtype=torch.float64)  # [M + 1]
+        if call(grads, owner, coefficients, sq_norms):
+            torch.autograd.graph.increment_version(grads)
+            return sq_norms
     return schema.mutate(schema.scale_, "grads", grads, owner, coefficients)
 
 

@@ -67,15 +67,15 @@ inline double* zeroed(Tensor& tensor) {
 }
 
 // Reads the element at an offset, float32 or float64, as a double.
-inline double number_at(const Tensor& tensor, int64_t place) {
-  return tensor.scalar_type() == ScalarType::Double ? static_cast<const double*>(tensor.const_data_ptr())[place]
-                                                    : static_cast<const float*>(tensor.const_data_ptr())[place];
+inline double number_at(const View& tensor, int64_t place) {
+  return tensor.dtype == ScalarType::Double ? static_cast<const double*>(tensor.data)[place]
+                                            : static_cast<const float*>(tensor.data)[place];
 }
 
 // Reads a one-dimensional tensor.
-inline std::vector<double> numbers(const Tensor& tensor) {
-  std::vector<double> out(tensor.numel());
-  for (size_t i = 0; i < out.size(); ++i) out[i] = number_at(tensor, static_cast<int64_t>(i) * tensor.stride(0));
+inline std::vector<double> numbers(const View& tensor) {
+  std::vector<double> out(tensor.numel);
+  for (size_t i = 0; i < out.size(); ++i) out[i] = number_at(tensor, static_cast<int64_t>(i) * tensor.strides[0]);
   return out;
 }
 

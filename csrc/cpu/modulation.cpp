@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "chunks.h"
+#include "direct.h"
 #include "ops.h"
 
 namespace cggm::cpu {
@@ -13,7 +14,7 @@ class ScaleTask {
  public:
   explicit ScaleTask(const ScaleArguments& arguments)
       : gradients_(arguments.gradients),
-        coefficients_(numbers(arguments.coefficients)),
+        coefficients_(numbers(arguments.factors)),
         chunks_(gradients_, [](const Gradient& gradient) { return gradient.numel; }),
         sums_(chunks_.list.size()) {}
 
@@ -33,14 +34,17 @@ class ScaleTask {
   }
 
   Tensor sq_norms() const {  // [M + 1]
+    Tensor out = new_empty({static_cast<int64_t>(coefficients_.size()) + 1}, ScalarType::Double);
+    add_up(static_cast<double*>(out.data_ptr()));
+    return out;
+  }
+  void add_up(double* sums) const {
     const int64_t modalities = static_cast<int64_t>(coefficients_.size());
-    Tensor out = new_empty({modalities + 1}, ScalarType::Double);
-    double* sums = zeroed(out);
+    std::fill(sums, sums + modalities + 1, 0.0);
     for (size_t i = 0; i < sums_.size(); ++i) {
       const int64_t modality = gradients_[chunks_.list[i].tensor].modality;
       sums[modality < 0 ? modalities : modality] += sums_[i];
     }
-    return out;
   }
 
  private:
@@ -112,6 +116,12 @@ void scale_(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(task.sq_norms());
 }
 
+void scale(DirectScale& arguments) {
+  ScaleTask task(arguments);
+  for_each_chunk(task.chunks(), task.elements(), [&](int64_t index) { task.run(index); });
+  task.add_up(static_cast<double*>(arguments.out.data));
+}
+
 void modulate_(StableIValue* stack, uint64_t, uint64_t) {
   ModulateArguments arguments(stack);
   arguments.check();
@@ -139,7 +149,7 @@ Tensor batched_cosine_backward(Tensor grad, Tensor products, Tensor fusion, std:
   const HeadRows head(fusion, unimodal);
   check_backward(grad, products, head);
   const int64_t modalities = head.modalities(), numel = head.numel();
-  const std::vector<double> upstream = numbers(grad), sums = numbers(products);
+  const std::vector<double> upstream = numbers(view(grad.get())), sums = numbers(view(products.get()));
   const double sq_fusion = sums[2 * modalities];
   std::vector<double> weights(modalities + 1);
   for (int64_t m = 0; m < modalities; ++m) {

@@ -1,8 +1,8 @@
 // adamw_ and sgd_: optimizer steps that multiply the gradient by its modality's coefficient in registers.
 #include <cmath>
 
-#include "../check_optimizers.h"
 #include "chunks.h"
+#include "direct.h"
 #include "ops.h"
 
 namespace cggm::cpu {
@@ -12,7 +12,7 @@ namespace {
 // The entries of a scale; ones if there is none.
 class Scale {
  public:
-  explicit Scale(const std::optional<Tensor>& scale) : factors_(scale ? numbers(*scale) : std::vector<double>()) {}
+  explicit Scale(const Operand& scale) : factors_(scale ? numbers(*scale) : std::vector<double>()) {}
   double operator()(int64_t modality) const { return modality < 0 || factors_.empty() ? 1.0 : factors_[modality]; }
 
  private:
@@ -37,9 +37,7 @@ void for_each_part(const std::vector<ParameterStep>& steps, const F& f) {
 
 }  // namespace
 
-void adamw_(StableIValue* stack, uint64_t, uint64_t) {
-  AdamArguments a(stack);
-  a.check();
+void step(AdamArguments& a) {
   const Scale grad_scale(a.grad_scale), update_scale(a.update_scale);
   std::vector<AdamFactors> factors(a.steps.size());
   double count = 0, correction1 = 0, correction2 = 0;
@@ -69,9 +67,7 @@ void adamw_(StableIValue* stack, uint64_t, uint64_t) {
   for (const View& counter : a.counters) AdamArguments::increment(counter);
 }
 
-void sgd_(StableIValue* stack, uint64_t, uint64_t) {
-  SgdArguments a(stack);
-  a.check();
+void step(SgdArguments& a) {
   const Scale grad_scale(a.grad_scale), update_scale(a.update_scale);
   for_each_part(a.steps, [&](const auto& loop, const ParameterStep& step, const Chunk& chunk, auto* param, auto* grad, auto* states) {
     SgdFactors f;
@@ -85,6 +81,18 @@ void sgd_(StableIValue* stack, uint64_t, uint64_t) {
     else
       loop.sgd_momentum(param, grad, states[0], chunk.count, f, a.nesterov, a.first);
   });
+}
+
+void adamw_(StableIValue* stack, uint64_t, uint64_t) {
+  AdamArguments arguments(stack);
+  arguments.check();
+  step(arguments);
+}
+
+void sgd_(StableIValue* stack, uint64_t, uint64_t) {
+  SgdArguments arguments(stack);
+  arguments.check();
+  step(arguments);
 }
 
 }  // namespace cggm::cpu

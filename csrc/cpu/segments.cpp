@@ -47,10 +47,10 @@ void segment_combine_(StableIValue* stack, uint64_t, uint64_t) {
   CombineArguments arguments(stack);
   arguments.check();
   const int64_t width = arguments.width;
-  const Tensor& weights = arguments.weights;
+  const View weights = view(arguments.weights.get());
   std::vector<double> weight;  // [S, K]
   for (int64_t s = 0; s < arguments.sets.count(); ++s)
-    for (int64_t k = 0; k < width; ++k) weight.push_back(number_at(weights, s * weights.stride(0) + k * weights.stride(1)));
+    for (int64_t k = 0; k < width; ++k) weight.push_back(number_at(weights, s * weights.strides[0] + k * weights.strides[1]));
   const Chunks chunks = cut(arguments.sets, width);
   for_each_part(arguments.sets, width, chunks, [&](const auto& loop, const auto* rows, const Chunk& chunk, int64_t) {
     loop.mix(rows[0], rows, width, chunk.offset, chunk.count, weight.data() + chunk.tensor * width);

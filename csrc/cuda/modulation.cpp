@@ -87,7 +87,7 @@ void launch_all(const Order& order, ModulateTable<kCapacity>& table, const Curre
 }
 
 template <int kCapacity>
-void run(const Order& order, const Head& head, const Tensor* coefficients, Tensor* sq_norms, const Tensor& like) {
+void run(const Order& order, const Head& head, const View* coefficients, Tensor* sq_norms, const Tensor& like) {
   const CurrentDevice device(like);
   // Freed when this call returns: torch's allocator reuses memory in stream order, so the kernels still see it.
   const Tensor workspace = torch::stable::new_empty(like, {order.chunks + head.partials()}, ScalarType::Double);
@@ -95,9 +95,9 @@ void run(const Order& order, const Head& head, const Tensor* coefficients, Tenso
   table.outputs.partials = static_cast<double*>(workspace.mutable_data_ptr());
   table.outputs.head_partials = table.outputs.partials + order.chunks;
   if (coefficients != nullptr) {
-    table.modalities = static_cast<int32_t>(coefficients->numel());
+    table.modalities = static_cast<int32_t>(coefficients->numel);
     table.coefficients = factors_of(*coefficients);
-    *sq_norms = torch::stable::new_empty(like, {coefficients->numel() + 1}, ScalarType::Double);
+    *sq_norms = torch::stable::new_empty(like, {coefficients->numel + 1}, ScalarType::Double);
     table.outputs.sq_norms = static_cast<double*>(sq_norms->mutable_data_ptr());
   }
   if (head.rows) {
@@ -109,17 +109,17 @@ void run(const Order& order, const Head& head, const Tensor* coefficients, Tenso
 }
 
 // Small calls copy a small table.
-void run_sized(const Order& order, const Head& head, const Tensor* coefficients, Tensor* sq_norms, const Tensor& like) {
+void run_sized(const Order& order, const Head& head, const View* coefficients, Tensor* sq_norms, const Tensor& like) {
   const auto chosen = order.gradients.size() <= kFewGradients ? run<kFewGradients> : run<kMaxGradients>;
   chosen(order, head, coefficients, sq_norms, like);
 }
 
 Tensor scale(const ScaleArguments& arguments, const Head& head) {
-  check_modalities(arguments.coefficients.numel(), "coefficients");
+  check_modalities(arguments.factors.numel, "coefficients");
   for (const Gradient& gradient : arguments.gradients) to_dtype(gradient.dtype);  // refuses float64 before anything is changed
   Tensor sq_norms;
-  const Order order(arguments.gradients, static_cast<int>(arguments.coefficients.numel()));
-  run_sized(order, head, &arguments.coefficients, &sq_norms, arguments.coefficients);
+  const Order order(arguments.gradients, static_cast<int>(arguments.factors.numel));
+  run_sized(order, head, &arguments.factors, &sq_norms, share(arguments.factors.handle));
   return sq_norms;
 }
 
@@ -150,7 +150,7 @@ Tensor batched_cosine_backward(Tensor grad, Tensor products, Tensor fusion, std:
   const HeadRows head(fusion, unimodal);
   check_backward(grad, products, head);
   const Tensor out = torch::stable::empty_like(head.tensors[0]), sums = torch::stable::contiguous(products);
-  CosineBackwardTable table = {table_of(head), static_cast<const double*>(sums.const_data_ptr()), factors_of(grad),
+  CosineBackwardTable table = {table_of(head), static_cast<const double*>(sums.const_data_ptr()), factors_of(view(grad.get())),
                                out.mutable_data_ptr()};
   const CurrentDevice device(fusion);
   launch_cosine_backward(table, device.multiprocessors(), device.stream());

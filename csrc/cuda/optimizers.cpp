@@ -22,7 +22,7 @@ void check_launches(const StepArguments& a) {
 }
 
 StepShared shared_of(const StepArguments& a) {
-  const auto scale = [](const std::optional<Tensor>& factors) { return factors ? factors_of(*factors) : Factors{}; };
+  const auto scale = [](const Operand& factors) { return factors ? factors_of(*factors) : Factors{}; };
   return {scale(a.grad_scale), scale(a.update_scale), a.lr, a.weight_decay, a.maximize};
 }
 
@@ -116,7 +116,7 @@ void run_adamw(const AdamArguments& a, const std::vector<Counter>& counters, con
 
 template <typename Table>
 void run_sgd(Table& table, const SgdArguments& a) {
-  const CurrentDevice device(share(a.params[0]));
+  const CurrentDevice device(share(a.params[0].handle));
   table.shared = shared_of(a);
   for (const ParameterStep& step : a.steps) {
     if (table.entry_count == Table::kParameters) flush(table, device);
@@ -132,8 +132,8 @@ void adamw_(StableIValue* stack, uint64_t, uint64_t) {
   a.check();
   check_launches(a);
   if (a.steps.empty()) return;
-  const CurrentDevice device(share(a.params[0]));
-  const int32_t device_type = view(a.params[0]).device_type;
+  const CurrentDevice device(share(a.params[0].handle));
+  const int32_t device_type = a.params[0].device_type;
   std::vector<Counter> counters;
   counters.reserve(a.counters.size());
   for (const View& counter : a.counters) counters.emplace_back(counter, device_type);

@@ -51,8 +51,8 @@ inline DType to_dtype(ScalarType dtype) {
   }
 }
 
-inline Factors factors_of(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.scalar_type() == ScalarType::Double};
+inline Factors factors_of(const View& tensor) {
+  return {tensor.data, tensor.strides[0], tensor.dtype == ScalarType::Double};
 }
 
 inline int32_t count_chunks(int64_t numel, int64_t size) {

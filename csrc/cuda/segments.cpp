@@ -42,7 +42,7 @@ void segment_gram(StableIValue* stack, uint64_t, uint64_t) {
   arguments.check();
   const int64_t width = arguments.width, count = arguments.sets.count();
   check_launches(arguments.sets, width);
-  const Tensor like = share(arguments.tensors[0]);
+  const Tensor like = share(arguments.tensors[0].handle);
   const CurrentDevice device(like);
   const Tensor out = torch::stable::new_empty(like, {count, width, width}, ScalarType::Double);
   GramTable table = {};
@@ -65,7 +65,7 @@ void segment_combine_(StableIValue* stack, uint64_t, uint64_t) {
   check_launches(arguments.sets, arguments.width);
   const CurrentDevice device(arguments.weights);
   CombineTable table = {};
-  table.weights = factors_of(arguments.weights);
+  table.weights = factors_of(view(arguments.weights.get()));
   table.weights.stride = arguments.weights.stride(1);
   table.row_stride = arguments.weights.stride(0);
   for (int64_t next = 0; next < arguments.sets.count();) {
