@@ -47,7 +47,7 @@ def test_each_sample_loses_one_modality_or_none():
 
 def test_every_sample_at_p_one_and_none_at_p_zero():
     for p in (0.0, 1.0):
-        model, _ = make(p=p, modalities=("audio", "image"))
+        model, _optimizer = make(p=p, modalities=("audio", "image"))
         ((inputs, _),) = batches(1, size=500)
         model(*inputs)
         assert (model.dropped().sum(0) == p).all()
@@ -73,7 +73,7 @@ def test_the_draw_changes_from_pass_to_pass_and_follows_the_seed():
 
 
 def test_a_seed_means_one_uniform_number_per_sample():
-    model, _ = make(p=0.6)
+    model, _optimizer = make(p=0.6)
     ((inputs, _),) = batches(1, THREE)
     torch.manual_seed(3)
     model(*inputs)
@@ -136,7 +136,7 @@ def test_what_is_dropped_may_be_anything(policy):
 def test_only_a_rule_or_a_checkpoint_needs_more_than_autograd_does_by_itself():
     nodes = []
     for policy in (ModalityDropout(0.5), NormEqualization() + ModalityDropout(0.5)):
-        model, _ = make(policy=policy)
+        model, _optimizer = make(policy=policy)
         ((inputs, _),) = batches(1, THREE)
         model(*inputs)
         nodes.append(model.seen[0].grad_fn.name())
@@ -223,7 +223,9 @@ def test_sequences_and_maps_lose_whole_samples():
     model = Sequences()
     encoders = {"one": "one", "other": "other"}
     base = torch.optim.SGD(model.parameters(), lr=0.1)
-    CGGMOptimizerWrapper(base, model, encoders=encoders, head="head", policy=ModalityDropout(0.9))
+    _optimizer = CGGMOptimizerWrapper(
+        base, model, encoders=encoders, head="head", policy=ModalityDropout(0.9)
+    )
     model(torch.randn(50, 7, 3), torch.randn(50, 2, 4, 4))
     zero = torch.stack([(x.flatten(1) == 0).all(1) for x in model.seen])
     assert zero.sum(0).max() == 1
@@ -231,7 +233,7 @@ def test_sequences_and_maps_lose_whole_samples():
 
 
 def test_features_of_different_numbers_of_samples_are_refused():
-    model, _ = make(modalities=("audio", "image"))
+    model, _optimizer = make(modalities=("audio", "image"))
     with pytest.raises(
         ValueError, match=r"encoder 'image' puts out features \[6, 4\] beside .* of 8 samples"
     ):
@@ -268,9 +270,11 @@ def test_the_leading_modality_is_dropped_in_the_next_step_at_a_rate_that_checkpo
     ]
     assert (rates > 0).sum() == 1
     resumed = Seen()
-    wrap(resumed, policy=OPM(0.5, 0.5)).load_state_dict(state)
+    its = wrap(resumed, policy=OPM(0.5, 0.5))
+    its.load_state_dict(state)
     model.seen = []  # a graph cannot be copied
-    for trained in (model, resumed, copy.deepcopy((model, optimizer))[0]):
+    twin, _kept = copy.deepcopy((model, optimizer))
+    for trained in (model, resumed, twin):
         trained(*inputs)
         torch.testing.assert_close(trained.dropped().float().mean(1), rates, rtol=0, atol=0.03)
 

@@ -134,7 +134,7 @@ def test_features_inside_an_output_of_any_kind(way):
 
 def test_an_output_without_features_is_refused():
     model = PackedModel(lambda f: {"mask": torch.ones(2, dtype=torch.long), "f": [f]}, lambda o: o["f"][0])
-    wrap(model)
+    _optimizer = wrap(model)
     ((inputs, _),) = batches(1)
     with pytest.raises(
         TypeError, match=r"encoder 'audio': no features found .* encoders=\{'audio': \(module, 'field'\)\}"

@@ -85,7 +85,7 @@ def test_an_ambiguous_layout_is_refused_before_anything_changes():
 
 
 def test_dropout_refuses_samples_in_an_axis_that_nobody_named():
-    model, _ = make((1, 0, 2), policy=ModalityDropout(0.5))
+    model, _optimizer = make((1, 0, 2), policy=ModalityDropout(0.5))
     audio, image, _ = data()
     with pytest.raises(ValueError, match=r'modality dropout .* layout="T B D"'):
         model(audio, image)

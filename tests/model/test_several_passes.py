@@ -88,7 +88,7 @@ class TwoTowers(SmallModel):
 def test_no_sample_loses_every_modality_of_a_view():
     torch.manual_seed(0)
     model = TwoTowers()
-    wrap(model, policy=UnimodalLosses() + ModalityDropout(1.0))
+    _optimizer = wrap(model, policy=UnimodalLosses() + ModalityDropout(1.0))
     (one, other), _ = views(size=64)
     model(*zip(one, other, strict=True))
     for joined in model.joined:

@@ -133,7 +133,7 @@ def test_a_model_that_iterates_over_its_children():
 
 def test_a_model_wrapped_twice():
     model = small_model()
-    wrap(model)
+    _optimizer = wrap(model)
     with pytest.raises(ValueError, match=r"call detach\(\) on its former wrapper"):
         wrap(model)
 

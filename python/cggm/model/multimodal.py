@@ -229,17 +229,13 @@ class MultimodalModel:
         self._set_owned(True)
 
     def disown(self, optimizer: Optimizer) -> None:
-        """Make hooks and classifiers do nothing, and take the classifiers out of the optimizer.
-
-        Garbage collection may call this while something iterates over the model or the optimizer's state, so it
-        removes nothing from a dictionary; `check_model` does, once the model is wrapped again.
-        """
+        """Make hooks and classifiers do nothing; the optimizer forgets the classifiers."""
+        # Garbage collection may call this while something iterates over the model: no dictionary gets smaller.
         self._set_owned(False)
         self.forget()
         own = set(self.classifiers.parameters()) - set(self.own_parameters())
         optimizer.param_groups[:] = [g for g in optimizer.param_groups if not own.issuperset(g["params"])]
-        kept = {key: value for key, value in optimizer.state.items() if key not in own}
-        optimizer.state = defaultdict(dict, kept)
+        optimizer.state = defaultdict(dict, {p: s for p, s in optimizer.state.items() if p not in own})
 
     def _set_owned(self, owned: bool) -> None:
         for part in (self.classifiers, *self.encoders.hooks, *self._watchers()):
