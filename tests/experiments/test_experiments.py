@@ -177,8 +177,8 @@ def test_history_holds_every_step(outcome):
         assert history.accuracy.shape == (2,)
         assert history.steps_per_epoch == 19
         assert bool(history.statistics) == (history.method != "joint")
-        for values in history.statistics.values():
-            assert values.shape == (steps, 2)
+        for name, values in history.statistics.items():
+            assert values.shape == ((steps,) if name == "loss" else (steps, 2))
     final = {run.method: run.accuracy for run in outcome.runs}
     assert {h.method: h.accuracy[-1] for h in outcome.histories} == final
 

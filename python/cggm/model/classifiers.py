@@ -43,7 +43,7 @@ class UnimodalClassifiers(nn.Module):
         for name, classifier in classifiers.items():
             self.add_module(name, classifier)
         models = set(borrowed)
-        if models and not any(True for _ in self.parameters()):  # checkpoints write to the first parameter
+        if models and models.issuperset(self.parameters()):  # checkpoints write to the first one of its own
             self.placeholder = nn.Parameter(next(iter(models)).new_empty(0), requires_grad=False)
         self._borrowed = {name for name, p in self.named_parameters() if p in models}
         self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]

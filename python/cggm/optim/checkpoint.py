@@ -2,6 +2,7 @@
 
 Both travel as further entries in the `state` of the classifiers' parameters, where every tool that moves
 optimizer checkpoints expects tensors, and not in the model's state dict, which stays that of the plain model.
+Parameters of the model that serve as classifiers travel with the model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def add_entries(
     """Write the classifiers' values and the policy's state into the state dict that `optimizer` just made."""
     keys = _keys(state_dict)
     places = _places(optimizer, classifiers)
-    for place, value in zip(places, classifiers.parameters(), strict=True):
+    for place, (_, value) in zip(places, classifiers.own_parameters(), strict=True):
         state_dict["state"][keys[place]] = {
             **state_dict["state"].get(keys[place], {}),
             _VALUE: value.detach(),
@@ -76,7 +77,7 @@ def take_entries(
     further: State = {}
     guessed = classifiers.guessed_weights() if fresh else set()
     for place, (name, parameter) in zip(
-        _places(optimizer, classifiers), classifiers.named_parameters(), strict=True
+        _places(optimizer, classifiers), classifiers.own_parameters(), strict=True
     ):
         entry = plain["state"].pop(keys[place], {})
         if _VALUE not in entry:
@@ -160,7 +161,7 @@ def _with_group(state_dict: dict[str, Any], group: dict[str, Any]) -> dict[str, 
 @torch.no_grad()
 def restore(
     optimizer: Optimizer,
-    classifiers: nn.Module,
+    classifiers: UnimodalClassifiers,
     plain: dict[str, Any],
     values: Sequence[Tensor] | None,
     policy: State,
@@ -170,7 +171,7 @@ def restore(
     Returns:
         The policy's state.
     """
-    own = list(classifiers.parameters())
+    own = [parameter for _, parameter in classifiers.own_parameters()]
     values = own if values is None else values
     wider = {p: p.new_empty(v.shape) for p, v in zip(own, values, strict=True) if p.shape != v.shape}
     state = {name: tensor.to(own[0].device, copy=True) for name, tensor in policy.items()}
@@ -186,7 +187,7 @@ def _keys(state_dict: dict[str, Any]) -> list[Any]:
     return [key for group in state_dict["param_groups"] for key in group["params"]]
 
 
-def _places(optimizer: Optimizer, classifiers: nn.Module) -> list[int]:
+def _places(optimizer: Optimizer, classifiers: UnimodalClassifiers) -> list[int]:
     """Where the classifiers' parameters stand in the optimizer's groups, counted through all groups."""
     place = {p: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    return [place[p] for p in classifiers.parameters()]
+    return [place[p] for _, p in classifiers.own_parameters()]
