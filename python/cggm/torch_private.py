@@ -120,7 +120,9 @@ def saved_tensors_are_exchanged() -> bool:
     if _top_saved_tensors_hooks is not None:
         return bool(_top_saved_tensors_hooks(False))
     try:
-        with torch.autograd.graph.disable_saved_tensors_hooks("never shown"):  # refuses while a hook is active
+        with torch.autograd.graph.disable_saved_tensors_hooks(
+            "never shown"
+        ):  # refuses while a hook is active
             return False
     except RuntimeError:
         return True
