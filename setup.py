@@ -79,6 +79,7 @@ def tolerant(command: type) -> type:
             module = Path(self.get_ext_fullpath("cggm_ops._C"))
             reason = module.with_name("_C.failed")  # cggm_ops/backend.py reads it
             reason.unlink(missing_ok=True)
+            compiler = self.compiler  # the option; a run replaces it by an object
             try:
                 super().run()
             except Exception as error:  # of the compiler, of ninja, or of torch's checks of them
@@ -89,7 +90,8 @@ def tolerant(command: type) -> type:
                 cause = f"{type(error).__name__}: {error}".partition("\n")[0]
                 if any(name.endswith(".cu") for name in self.extensions[0].sources):
                     print(f"cggm: the CUDA kernels could not be built ({error}): building those for the CPU.")
-                    self.extensions = [kernels(None)]
+                    vars(self.extensions[0]).update(vars(kernels(None)))  # setuptools has added names of its own
+                    self.compiler = compiler
                     self.run()
                     cause = f"{cause}; {reason.read_text()}" if reason.exists() else cause
                 else:
