@@ -1,14 +1,18 @@
 """Build `cggm_ops._C` from csrc/; everything that is not the extension is declared in pyproject.toml.
 
-CPU kernels are built wherever a C++ compiler is found. CUDA kernels are built when nvcc is found and either torch
-itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90") asks for them. Where the compiler fails, the package
-installs without kernels; with CGGM_REQUIRE_EXTENSION=1 the installation fails instead.
+CPU kernels are built wherever a C++ compiler and torch 2.11 or later are found. CUDA kernels are built when nvcc is
+found and either torch itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90") asks for them. Where nvcc
+fails, the CPU kernels are built without it; where the C++ compiler fails, the package installs without kernels. With
+CGGM_REQUIRE_EXTENSION=1 the installation fails instead. CGGM_PURE_PYTHON=1 builds no kernels, for one wheel that fits
+every platform.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import setuptools
@@ -23,6 +27,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 ROOT = Path(__file__).parent
 DEFAULT_CUDA_ARCHS = ("80", "90", "100")
 # The binary uses the stable ABI of this torch, 2.11, and runs with every later one.
+OLDEST_TORCH = (2, 11)
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 
@@ -74,6 +79,7 @@ def tolerant(command: type) -> type:
             module = Path(self.get_ext_fullpath("cggm_ops._C"))
             reason = module.with_name("_C.failed")  # cggm_ops/backend.py reads it
             reason.unlink(missing_ok=True)
+            compiler = self.compiler  # the option; a run replaces it by an object
             try:
                 super().run()
             except Exception as error:  # of the compiler, of ninja, or of torch's checks of them
@@ -81,24 +87,61 @@ def tolerant(command: type) -> type:
                     raise
                 module.unlink(missing_ok=True)  # an older build does not fit these sources
                 module.parent.mkdir(parents=True, exist_ok=True)
-                reason.write_text(f"{type(error).__name__}: {error}".partition("\n")[0])
-                print(f"cggm: the compiled kernels could not be built ({error}): installing without them.")
+                cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+                if any(name.endswith(".cu") for name in self.extensions[0].sources):
+                    print(f"cggm: the CUDA kernels could not be built ({error}): building those for the CPU.")
+                    vars(self.extensions[0]).update(
+                        vars(kernels(None))
+                    )  # setuptools has added names of its own
+                    self.compiler = compiler
+                    self.run()
+                    cause = f"{cause}; {reason.read_text()}" if reason.exists() else cause
+                else:
+                    print(
+                        f"cggm: the compiled kernels could not be built ({error}): installing without them."
+                    )
+                reason.write_text(cause)
 
     return BuildOrExplain
 
 
-def extension() -> dict:
-    """Return the keyword arguments of `setup` that build the extension; none without a compiler."""
+def why_not() -> str | None:
+    """Say what is missing for an extension; None if nothing is."""
+    if os.environ.get("CGGM_PURE_PYTHON") == "1":
+        return "CGGM_PURE_PYTHON=1 asked for none"
     compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler ({compiler}) found"
     headers = Path(sysconfig.get_path("include")) / "Python.h"
-    if shutil.which(compiler) is None or not headers.exists():
-        missing = (
-            f"no {headers} (Debian's python3-dev)"
-            if shutil.which(compiler)
-            else f"no C++ compiler ({compiler})"
-        )
-        print(f"cggm: {missing} found: installing without compiled kernels.")
+    if not headers.exists():
+        return f"no {headers} (Debian's python3-dev) found"
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return "no torch found at build time (pip install torch, then --no-build-isolation)"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TORCH:
+        return f"they need torch {'.'.join(map(str, OLDEST_TORCH))} or later when they are built, found {version}"
+    return None
+
+
+def extension() -> dict:
+    """Return the keyword arguments of `setup` that build the extension; none where something is missing."""
+    missing = why_not()
+    if missing:
+        print(f"cggm: installing without compiled kernels: {missing}.")
         return {}
+    import torch
+    from torch.utils import cpp_extension
+
+    return {
+        "ext_modules": [kernels(cuda_archs(torch))],
+        "cmdclass": {"build_ext": tolerant(cpp_extension.BuildExtension)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
+
+
+def kernels(archs: str | None) -> setuptools.Extension:
+    """Return the extension, with CUDA kernels for these architectures if there are any."""
     import torch
     from torch.utils import cpp_extension
 
@@ -108,7 +151,6 @@ def extension() -> dict:
     }
     options = {"libraries": [], "library_dirs": []}
     files = sources("csrc", "*.cpp", "cpu/*.cpp")
-    archs = cuda_archs(torch)
     if archs:
         home = cuda_home()
         cpp_extension.CUDA_HOME = home
@@ -123,7 +165,7 @@ def extension() -> dict:
         if torch.version.cuda is not None:
             # Without this the linker drops the library: the only symbol needed from it is a weak one.
             options["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch_cuda"]
-    module = cpp_extension.CppExtension(
+    return cpp_extension.CppExtension(
         "cggm_ops._C",
         files,
         optional=True,
@@ -133,11 +175,6 @@ def extension() -> dict:
         extra_compile_args=compile_args,
         **options,
     )
-    return {
-        "ext_modules": [module],
-        "cmdclass": {"build_ext": tolerant(cpp_extension.BuildExtension)},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
-    }
 
 
 setup(

@@ -17,14 +17,22 @@ from torch import Tensor
 
 from cggm_ops import direct, schema
 
+_failed = Path(__file__).with_name("_C.failed")  # setup.py writes it
 # Only beside this file: an editable installation in the same environment may have another extension.
-if importlib.machinery.PathFinder.find_spec("cggm_ops._C", [os.path.dirname(__file__)]) is None:
+_is_built = importlib.machinery.PathFinder.find_spec("cggm_ops._C", [os.path.dirname(__file__)]) is not None
+_reason: str | None = None
+if torch.__version__ < (2, 11):
     _extension = None
-    _failed = Path(__file__).with_name("_C.failed")  # setup.py writes it
+    _reason = (
+        f"the compiled extension needs torch 2.11 or later, found {torch.__version__}. Upgrade torch, then run `pip "
+        "install --no-build-isolation --force-reinstall --no-deps` on the sources if the compiler did not run before"
+    )
+elif not _is_built:
+    _extension = None
     _cause = (
         f"the compiled extension could not be built ({_failed.read_text()})"
         if _failed.exists()
-        else "the installation found no C++ compiler or no Python headers (Debian's python3-dev)"
+        else "the installation found no C++ compiler, no Python headers (Debian's python3-dev), or no torch 2.11"
     )
     _reason = (
         f"{_cause}. Fix that and run `pip install -v --no-build-isolation --force-reinstall --no-deps` on the sources "
@@ -34,13 +42,10 @@ else:
     # An extension that cannot be loaded raises an error: there is no silent fallback.
     from cggm_ops import _C as _extension
 
-    _reason = None
-
-
 #: The operators that have Triton kernels. With the Triton backend the reference serves the others.
 TRITON_OPERATORS = ("adamw_", "batched_cosine", "batched_cosine_backward", "modulate_", "scale_")
 
-# Newer versions of torch refuse to override without this argument, older ones do not know it.
+# Newer versions of torch override when this argument says so; older ones, when they have forgotten the first kernel.
 _OVERRIDE = (
     {"allow_override": True} if "allow_override" in signature(torch.library.Library.impl).parameters else {}
 )
@@ -141,6 +146,8 @@ def _register(library: torch.library.Library, name: str, kind: str) -> None:
         function = _in_triton(op) if name == "triton" and op in TRITON_OPERATORS else definition
         with warnings.catch_warnings():  # overriding is intended
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+            if not _OVERRIDE:
+                torch.library._impls.discard(f"{schema.NAMESPACE}/{op}/{kind.upper()}")
             library.impl(op, function, kind.upper(), **_OVERRIDE)
 
 
@@ -164,7 +171,8 @@ def build_info() -> dict[str, object] | None:
 
     Returns:
         `compiler`; `isa`, the instruction set chosen on this machine; `openmp`, whether torch's thread pool, which the
-        kernels use, is OpenMP's; `cuda`, the toolkit's version or None; and `cuda_architectures`, or None.
+        kernels use, is OpenMP's; `cuda`, the toolkit's version or None; and `cuda_architectures`, or None. Where the
+        build of the CUDA kernels failed, `cuda_error` says why.
 
     Example:
         >>> (build_info() is None) == (missing_reason() is not None)
@@ -172,7 +180,8 @@ def build_info() -> dict[str, object] | None:
     """
     if _extension is None:
         return None
-    return {**_extension.build_info(), "openmp": torch.backends.openmp.is_available()}
+    failure = {"cuda_error": _failed.read_text()} if _failed.exists() else {}
+    return {**_extension.build_info(), "openmp": torch.backends.openmp.is_available(), **failure}
 
 
 def missing_reason() -> str | None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cggm_ops
 from cggm import CGGM, CGGMOptimizerWrapper, Encoder, Policy, UnimodalLosses
 from cggm.policies import Role
 from cggm.policies.plan import Plan, make_plan
 
+needs_kernels = pytest.mark.skipif(cggm_ops.backend("cpu") != "compiled", reason="no compiled kernels")
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 WIDTHS = {"audio": 8, "image": 6, "text": 5}
 CLASSES = 3
 BASES = {

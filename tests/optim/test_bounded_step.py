@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cggm import CGGM, NormEqualization
-from helpers import NoHostSync, backward, batches, flat, small_model, train, wrap
+from helpers import NoHostSync, backward, batches, flat, needs_kernels, small_model, train, wrap
 
 BOUNDED = NormEqualization(bounded=True)
 
@@ -76,6 +76,7 @@ def test_adam_is_left_alone_and_so_is_a_step_that_is_short_enough():
     assert torch.equal(*results)
 
 
+@needs_kernels
 @pytest.mark.parametrize("apply", ["feature", "gradient", "update"])
 def test_fused_steps_and_the_optimizers_own_agree(apply):
     results = []

@@ -10,7 +10,7 @@ from cggm import CGGM
 from cggm.model import coalitions
 from cggm.optim import modulation, update_scaling
 from cggm.policies import AGM, Coefficients, CoefficientUpdate
-from helpers import backward, batches, flat, small_model, train, wrap
+from helpers import backward, batches, flat, needs_kernels, small_model, train, wrap
 
 
 class Tenth(Coefficients):
@@ -78,6 +78,7 @@ def test_memory_for_scaled_updates_is_had_before_the_step():
     assert torch.equal(flat(model), before)
 
 
+@needs_kernels
 @pytest.mark.parametrize("apply", ["gradient", "update"])
 def test_a_fused_step_that_failed_is_not_repeated(apply):
     model, optimizer = ready(apply)

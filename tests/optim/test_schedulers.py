@@ -46,6 +46,7 @@ def trajectory(name, wrapped):
     optimizer = wrap(model, optimizer) if wrapped else optimizer
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "step() was not called before ..." above all
+        warnings.filterwarnings("ignore", "The epoch parameter")  # SequentialLR of torch 2.6
         scheduler = MAKE[name](optimizer)
         rates = []
         for step, (inputs, target) in enumerate(batches(8)):

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cggm import CGGM, ModalityDropout, NormEqualization, UnimodalLosses
+from cggm import CGGM, ModalityDropout, NormEqualization, Policy, UnimodalLosses
 from cggm.policies import AGM, DGL, MIMO, MLB, OGMGE, OPM, SMP, FeaturePareto, Joint, MMPareto, TCMax
-from helpers import BASES, NoHostSync, SmallModel, backward, batches, flat, small_model, train, wrap
+from helpers import BASES, TORCH, NoHostSync, SmallModel, backward, batches, flat, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
 POLICIES = {
@@ -269,6 +269,8 @@ def test_activation_checkpointing(policy):
 
 @EVERY
 def test_under_torch_compile(policy):
+    if TORCH < (2, 7) and getattr(Policy.of(policy).combiner, "combine_at", "") == "parameters":
+        pytest.skip("the compiler of torch 2.6 fails on the hook's autograd function")
     results = []
     for compiled in (False, True):
         torch._dynamo.reset()
