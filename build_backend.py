@@ -7,7 +7,7 @@ from typing import Any
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403 - the other hooks are setuptools' own
 
-KERNEL_NEEDS = ["torch>=2.11", "ninja", "pybind11>=2.13"]
+KERNEL_NEEDS = ["torch>=2.11", "ninja"]
 
 
 def _with_kernel_needs(requires: list[str]) -> list[str]:
