@@ -1,6 +1,7 @@
 """Scores without unimodal classifiers: the model itself with the other modalities masked, or retrieval."""
 
 import copy
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -315,3 +316,38 @@ def test_embeddings_that_cannot_be_compared_are_refused():
     loss = F.cross_entropy(model(*inputs), target)
     with pytest.raises(ValueError, match=r"embeddings \[B, D\] of one shape.*\[tower, projection\]"):
         optimizer.balance(loss)
+
+
+def watchers_of(model):
+    hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    return [hook for hook in hooks if "masked" in type(getattr(hook, "_owner", hook)).__module__]
+
+
+def test_hooks_of_masked_scores_end_with_their_wrapper_and_leave_with_the_next():
+    model = small_model()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = masked(model, CGGM(), base=base)
+    ((inputs, target),) = batches(1)
+    step(model, optimizer, inputs, target)
+    kept, twin = optimizer._model.masked, copy.deepcopy(model)
+    del optimizer
+    gc.collect()
+    for each in (model, twin):
+        each(*inputs)
+    assert not kept.outputs
+    assert watchers_of(twin)
+    assert not any(hook._owner.outputs for hook in watchers_of(twin))
+    again = masked(model, CGGM(), base=base)
+    step(model, again, inputs, target)
+    again.detach()
+    assert not watchers_of(model)
+
+
+def test_a_model_without_a_head_is_recorded_and_explained():
+    model = small_model()
+    optimizer = masked(model, CGGM())
+    ((inputs, target),) = batches(1)
+    assert "audio" in str(optimizer.explain(lambda: F.cross_entropy(model(*inputs), target), target))
+    optimizer.record = True
+    step(model, optimizer, inputs, target)
+    assert optimizer.statistics["grad_norms"].shape == (2,)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ..constants import constant, table
 from ..junctions.selectors import replace
-from ..torch_private import recomputing
 from .shapley import EXACT, coalitions
+from .watcher import Watcher, autocast_state
 
 if TYPE_CHECKING:
     from .encoders import EncoderSet
 
 
-class CoalitionForward:
+class CoalitionForward(Watcher):
     """Runs the fusion again with some modalities' features zeroed; the encoders themselves run once.
 
     It keeps the encoders' outputs from the training loop's forward pass. The model's forward function then runs again
@@ -35,7 +35,6 @@ class CoalitionForward:
     def __init__(self, model: nn.Module, head_path: str, encoders: EncoderSet) -> None:
         self._model, self._head_path, self._encoders = model, head_path, encoders
         self._handles: list[Any] = []
-        self.owned = True  # False without a wrapper: in a copy of the model alone, or after its end
         self.forget()
 
     def attach(self) -> None:
@@ -116,7 +115,7 @@ class CoalitionForward:
         arguments, keywords = self._call  # type: ignore[misc]
         everyone, self._output = self.output, None
         try:
-            with self._replaced(features), torch.autocast(everyone.device.type, **self._autocast):
+            with self._replaced(features), torch.autocast(**self._autocast):
                 self._model.forward(*arguments, **keywords)
             if self._output is None:
                 raise RuntimeError(
@@ -132,18 +131,14 @@ class CoalitionForward:
         return standing_in(self._encoders, outputs)
 
     def _keep_call(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
-        if self.owned and torch.is_grad_enabled() and not recomputing():
+        if self.watching:
             self._call = arguments, keywords
 
     def _keep_output(self, module: nn.Module, arguments: tuple, output: Any) -> None:
-        if self.owned and torch.is_grad_enabled() and not recomputing():
+        if self.watching:
             self._output = output
             if isinstance(output, Tensor):
-                kind = output.device.type
-                self._autocast = {
-                    "enabled": torch.is_autocast_enabled(kind),
-                    "dtype": torch.get_autocast_dtype(kind),
-                }
+                self._autocast = autocast_state(output.device.type)
 
     def __getstate__(self) -> dict[str, Any]:
         # a graph can be neither copied nor pickled

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..torch_private import recomputing
+from .watcher import Watcher
 
 
 def split_head(features: Sequence[Tensor], head: nn.Module) -> list[Tensor]:
@@ -26,6 +25,7 @@ def split_head(features: Sequence[Tensor], head: nn.Module) -> list[Tensor]:
     Raises:
         ValueError: a head of another kind or width.
 
+    >>> import torch
     >>> head = nn.Linear(5, 3)
     >>> one, other = torch.randn(4, 2), torch.randn(4, 3)
     >>> bool(torch.allclose(sum(split_head([one, other], head)), head(torch.cat([one, other], 1)), atol=1e-5))
@@ -49,7 +49,7 @@ def split_head(features: Sequence[Tensor], head: nn.Module) -> list[Tensor]:
     ]
 
 
-class HeadSplit:
+class HeadSplit(Watcher):
     """Splits the model's head, where autograd's graph shows that it takes the concatenated features.
 
     Args:
@@ -61,7 +61,6 @@ class HeadSplit:
         self._model, self._head_path = model, head_path
         self._handle: Any = None
         self._input: Tensor | None = None
-        self.owned = True  # False without a wrapper: in a copy of the model alone, or after its end
 
     def attach(self) -> None:
         """Record the head's input in every forward pass."""
@@ -95,7 +94,7 @@ class HeadSplit:
         return outputs
 
     def _keep_input(self, module: nn.Module, arguments: tuple) -> None:
-        if self.owned and torch.is_grad_enabled() and not recomputing() and arguments:
+        if self.watching and arguments:
             self._input = arguments[0]
 
     def __getstate__(self) -> dict[str, Any]:

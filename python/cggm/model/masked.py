@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from ..junctions.selectors import floating_tensors, replace
-from ..torch_private import recomputing
 from .coalitions import in_evaluation, standing_in
 from .encoders import EncoderSet
+from .watcher import Watcher, autocast_state
 
 _FILL = 1e-6
 
 
-class MaskedForward:
+class MaskedForward(Watcher):
     """Runs the whole model again with the features of one modality, and `1e-6` for the others.
 
     It keeps the model's arguments and all that its encoders put out in the training loop's forward pass. Every floating
@@ -83,23 +83,19 @@ class MaskedForward:
         return found
 
     def _keep_call(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() and not recomputing():
+        if self.watching:
             self._call, self.outputs = (arguments, keywords), {}
 
     def keep_output(self, name: str, output: Any) -> None:
         """Keep what an encoder has put out, and under which autocast it ran."""
-        if not torch.is_grad_enabled() or recomputing():
-            return
-        self.outputs = {**self.outputs, name: (*self.outputs.get(name, ()), output)}
-        kind = next((x.device.type for _, x in floating_tensors(output)), "cpu")
-        self._autocast = {
-            "device_type": kind,
-            "enabled": torch.is_autocast_enabled(kind),
-            "dtype": torch.get_autocast_dtype(kind),
-        }
+        if self.watching:
+            self.outputs = {**self.outputs, name: (*self.outputs.get(name, ()), output)}
+            kind = next((x.device.type for _, x in floating_tensors(output)), "cpu")
+            self._autocast = autocast_state(kind)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_call": None, "outputs": {}}  # a graph can be neither copied nor pickled
+        # a graph can be neither copied nor pickled
+        return {**self.__dict__, "_call": None, "outputs": {}, "owned": False}
 
 
 class _KeepOutput:
@@ -107,6 +103,11 @@ class _KeepOutput:
 
     def __init__(self, owner: MaskedForward, name: str) -> None:
         self._owner, self._name = owner, name
+
+    @property
+    def owned(self) -> bool:
+        """Whether there is a wrapper; without one the hook can be removed."""
+        return self._owner.owned
 
     def __call__(self, module: nn.Module, arguments: tuple, output: Any) -> None:
         self._owner.keep_output(self._name, output)

@@ -81,7 +81,7 @@ class BalancedOptimizer(OptimizerWrapper):
             raise TypeError(f"record must be True or False, got {record!r}")
         self._state.check_between_steps("record")
         if record:
-            self._model.encoders.record.start(self._model.head_weight.device)
+            self._model.encoders.record.start(self._model.device)
         else:
             self._model.encoders.record.stop()
 
