@@ -87,3 +87,32 @@ def test_methods_that_a_function_must_do_itself_are_refused_before_it_runs(tmp_p
     assert cli.main([*arguments(tmp_path), "--tune"]) == 2
     assert "choose rates and epochs themselves" in capsys.readouterr().err
     assert not CALLS
+
+
+def test_a_file_of_another_kind_is_refused_and_kept(tmp_path, capsys):
+    path = tmp_path / "functions.jsonl"
+    path.write_bytes(b"my notes\nand an unfinished line")
+    assert cli.main(arguments(tmp_path)) == 2
+    assert "holds something else than runs" in capsys.readouterr().err
+    assert path.read_bytes() == b"my notes\nand an unfinished line"
+
+
+def train_without_a_target(wrap, seed):
+    model = TwoEncoders()
+    optimizer = wrap(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model,
+        encoders={"left": "left", "right": "right"},
+        scores="retrieval",
+    )
+    inputs = load(seed).train.inputs
+    first, second = (encoder(x) for encoder, x in zip((model.left, model.right), inputs, strict=True))
+    optimizer.balance(F.mse_loss(first, second)).backward()
+    optimizer.step()
+    return {"loss": 0.0}
+
+
+def test_joint_training_takes_every_form_of_balance(tmp_path):
+    words = arguments(tmp_path, "train_without_a_target")
+    words[words.index("unimodal")] = "cggm"
+    assert cli.main(words) == 0

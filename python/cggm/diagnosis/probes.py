@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..junctions.layouts import Layout
 from ..model.coalitions import CoalitionForward, in_evaluation
-from ..model.relearning import pooled_features, purity
+from ..model.relearning import pooled_features, purity, run_model
 from ..model.shapley import coalitions
 from ..policies import AGM
 from ..tasks import Task
-from .training import Run, call
+from .training import Run
 
 _PROBE_STEPS = 300
 _PURITY_ROWS = 1000  # k-means starts ten times
@@ -120,7 +120,7 @@ def contributions(run: Run, data: Data) -> Contributions:
     try:
         for inputs, target in data:
             with in_evaluation(model.module), torch.enable_grad():
-                call(model.module, inputs)
+                run_model(model.module, inputs)
                 found = [x.detach() for x in forward.features]
                 for members in sets:
                     kept = [x if i in members else torch.zeros_like(x) for i, x in enumerate(found)]
@@ -167,7 +167,7 @@ def classifier_outputs(run: Run, data: Data) -> tuple[list[Tensor], Tensor]:
     outputs: list[list[Tensor]] = [[] for _ in model.encoders.names]
     for inputs, target in data:
         with in_evaluation(model.module), torch.enable_grad():
-            call(model.module, inputs)
+            run_model(model.module, inputs)
             (read,) = model.read_features(None, target, detach=True)
             evaluated = model.classifiers(read.features, run.setting.task, target, masks=read.masks)
         for into, output in zip(outputs, evaluated.outputs, strict=True):

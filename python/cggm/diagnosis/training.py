@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..model.relearning import run_model
 from ..optimizer import CGGMOptimizerWrapper
 from ..policies import DGL
 from ..policies.default import default_policy
 from ..policies.roles import Combiner
 from ..recorder import Recorder
 from ..tasks import Task
+from ..tasks.structures import map_tensors
 
 _WARM_UP, _TIMED = 3, 20  # steps
 
@@ -29,24 +31,6 @@ class _JointTraining(Combiner):
     def combine(self, multimodal: Tensor, unimodal: Tensor) -> Tensor:
         """The multimodal gradient."""
         return multimodal
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for a tensor, a tuple of arguments, or a mapping of keywords."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """The batch on this device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: to_device(each, device) for key, each in value.items()}
-    return (
-        type(value)(to_device(each, device) for each in value) if isinstance(value, (tuple, list)) else value
-    )
 
 
 class Setting:
@@ -73,7 +57,7 @@ class Setting:
     def batches(self, loader: Iterable[tuple[Any, Tensor]]) -> Iterable[tuple[Any, Tensor]]:
         """The loader's batches on the model's device."""
         for inputs, target in loader:
-            yield to_device(inputs, self.device), target.to(self.device)
+            yield map_tensors(lambda x: x.to(self.device), inputs), target.to(self.device)
 
 
 class Run:
@@ -99,7 +83,7 @@ class Run:
     def step(self, inputs: Any, target: Tensor) -> None:
         """One training step."""
         self.optimizer.zero_grad()
-        loss = self.setting.loss(call(self.model, inputs), target)
+        loss = self.setting.loss(run_model(self.model, inputs), target)
         if self.recorder is not None:
             loss = self.optimizer.balance(loss, target)
         loss.backward()

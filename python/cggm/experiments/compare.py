@@ -15,7 +15,7 @@ from .datasets.experiment import Experiment
 from .datasets.own import load_function
 from .datasets.registry import FROM_FILES, find_experiment
 from .options import Datasets, Methods, Optimizers
-from .output import check_folder
+from .output import check_folder, wide_console
 from .reports import comparison as drawn
 from .reports import report
 from .reports.functions import tables as function_tables
@@ -88,9 +88,7 @@ def run_compare(comparison: Comparison, console: Console | None = None) -> bool:
             compare.jsonl with other content, a folder that cannot be written to or in which another comparison runs,
             or a full disk.
     """
-    console = console or Console()
-    if not console.is_terminal:  # in a file, columns must not be cut short
-        console.width = max(console.width, 120)
+    console = wide_console(console)
     functions = {n: f for n in comparison.experiment or () if (f := load_function(n)) is not None}
     builds = _experiments(comparison, functions)
     _check(comparison, builds, functions)

@@ -18,7 +18,7 @@ from .datasets.checks import check_experiment
 from .datasets.experiment import Experiment, Split
 from .datasets.registry import find_experiment
 from .options import DiagnosedDataset, OneOptimizer
-from .output import check_folder
+from .output import check_folder, wide_console
 from .training.loop import OPTIMIZERS
 
 
@@ -109,9 +109,7 @@ def run_diagnosis(diagnosis: Diagnosis, console: Console | None = None) -> None:
         ValueError: a data set and an experiment, an unknown name, an experiment that cannot train, no epochs, or a
             folder that cannot be written to.
     """
-    console = console or Console()
-    if not console.is_terminal:  # in a file, columns must not be cut short
-        console.width = max(console.width, 120)
+    console = wide_console(console)
     if diagnosis.dataset and diagnosis.experiment:
         raise ValueError("dataset and experiment: diagnose one at a time, pass --dataset or --experiment")
     if diagnosis.optimizer not in OPTIMIZERS:

@@ -6,8 +6,13 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -55,6 +60,14 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def wide_console(console: Console | None) -> Console:
+    """The console, or a new one; where it is no terminal, its columns are wide enough for every table."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    return console
+
+
 def append_line(path: Path, line: str) -> None:
     """Write a line to the end of a file, and return when it is on the disk.
 
@@ -77,6 +90,25 @@ def append_line(path: Path, line: str) -> None:
             else:
                 cut(path, size)
             raise
+
+
+def read_lines(path: Path, parse: Callable[[bytes, int], T]) -> list[T]:
+    """The lines of a file, none if there is no file. A last line that is cut off is removed from the file.
+
+    Args:
+        path: the file; as it was if a line is refused.
+        parse: a line and its number, from 1 -> what it holds.
+
+    Raises:
+        ValueError: the file cannot be read or shortened, or `parse` refuses a line.
+    """
+    with file_errors(path):
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        found = [parse(line, number) for number, line in enumerate(whole.splitlines(), 1)]
+        if len(whole) < len(content):
+            cut(path, len(whole))
+    return found
 
 
 def cut(path: Path, size: int) -> None:

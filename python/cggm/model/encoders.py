@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed.collectives import check_parameters, sum_over_ranks
+from ..distributed.collectives import check_parameters
 from ..junctions.dropout import DropoutMask
 from ..junctions.features import make_junctions
 from ..junctions.hook import EncoderHook
@@ -17,7 +16,7 @@ from ..junctions.layouts import Layout, layout_of
 from ..policies.plan import Plan
 from .checks import check_disjoint
 from .encoder import Encoder
-from .gradient_record import GradientRecord
+from .gradient_record import GradientRecord, JointShares
 from .lookup import find_module, reached, submodule, unwrap
 
 Parameters = list[tuple[Tensor, int]]  # with the indices of their modalities
@@ -64,6 +63,7 @@ class EncoderSet:
             sized = layout if isinstance(layout, Layout) else None
             self.hooks.append(EncoderHook(name, encoder.output, junction, self.mask, sized, model))
         self.record = GradientRecord(self.hooks)
+        self.shares = JointShares(self.hooks)
         self._takes_inputs = [callable(e.layout) or e.mask is not None for e in encoders.values()]
         check_disjoint(self.paths, dict(zip(self.names, self.parts(), strict=True)))
 
@@ -199,31 +199,6 @@ class EncoderSet:
                 read(value)
         else:
             table.copy_(values)
-
-    def measure_gradients(self, device: torch.device) -> None:
-        """Have the junctions measure their gradients from now on, where they are asked to; start anew."""
-        junctions = [hook.junction for hook in self.hooks if hook.junction.measured]
-        table = self._tables.get("squares")
-        if not junctions:
-            return
-        if table is None or table.device != device:
-            table = self._tables["squares"] = torch.zeros(
-                len(junctions), 2, dtype=torch.float32, device=device
-            )
-            for junction, row in zip(junctions, table.unbind(), strict=True):
-                junction.measure_into(row)
-        table.zero_()
-
-    def joint_shares(self) -> Tensor | None:
-        """Squared share `‖g_m‖² / ‖g‖²` `[M]` of the multimodal gradient in what entered the encoders, over all ranks.
-
-        1 where nothing has been measured; None where the junctions do not measure.
-        """
-        table = self._tables.get("squares")
-        if table is None:
-            return None
-        squares = sum_over_ranks(table)
-        return torch.where(squares[:, 1] > 0, squares[:, 0] / squares[:, 1], 1.0)
 
     def set_rates(self, rates: Tensor | None) -> None:
         """Drop modalities at these rates `[M]` from the next forward pass on; None leaves them."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,30 @@ class FusionClassifier(nn.Module):
         given[self._index] = features.clone()  # the model may change it in place
         with _constant(self._fusion.model):
             return self._fusion(given)
+
+
+def read_fused(choices: Mapping[str, Any], head_path: str | None, sharded: bool) -> dict[str, int]:
+    """The modalities with `classifier="fusion"`, and their indices.
+
+    Args:
+        choices: modality -> as `Encoder.classifier`.
+        head_path: the name of the head, or None.
+        sharded: whether each process holds only a part of the weights.
+
+    Raises:
+        ValueError: there are some, and the fusion cannot run again.
+    """
+    fused = {name: i for i, (name, c) in enumerate(choices.items()) if isinstance(c, str) and c == "fusion"}
+    if fused and (head_path is None or sharded):
+        problem = (
+            "head is None: pass the model's output layer"
+            if head_path is None
+            else "fully_shard() frees weights"
+        )
+        raise ValueError(
+            f"encoders[{next(iter(fused))!r}]: classifier='fusion' runs the fusion again, and {problem}"
+        )
+    return fused
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the combiner did to each encoder's gradient in a step, measured at the junctions on request."""
+"""What the combiner did to each encoder's gradient in a step, measured at the junctions."""
 
 from __future__ import annotations
 
@@ -66,3 +66,41 @@ class GradientRecord:
             "step_changes": gg.sqrt() / multimodal,
         }
         return {name: values.float() for name, values in found.items()}
+
+
+class JointShares:
+    """Has the junctions add up what joint training's gradient is of the gradient that enters each encoder.
+
+    Args:
+        hooks: the encoders' hooks; junctions that do not measure are left out.
+    """
+
+    def __init__(self, hooks: Sequence[EncoderHook]) -> None:
+        self._hooks = hooks
+        self._table: Tensor | None = (
+            None  # [M, 2], squared norms of g_m and g; one address, as CUDA graphs need
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}  # the junctions' views would become copies
+
+    def start(self, device: torch.device) -> None:
+        """Measure from now on, starting at zero."""
+        junctions = [hook.junction for hook in self._hooks if hook.junction.measured]
+        if not junctions:
+            return
+        if self._table is None or self._table.device != device:
+            self._table = torch.zeros(len(junctions), 2, dtype=torch.float32, device=device)
+            for junction, row in zip(junctions, self._table.unbind(), strict=True):
+                junction.measure_into(row)
+        self._table.zero_()
+
+    def squared(self) -> Tensor | None:
+        """Squared shares `‖g_m‖² / ‖g‖²` `[M]`, over all ranks.
+
+        1 where nothing has been measured; None where the junctions do not measure.
+        """
+        if self._table is None:
+            return None
+        squares = sum_over_ranks(self._table)
+        return torch.where(squares[:, 1] > 0, squares[:, 0] / squares[:, 1], 1.0)

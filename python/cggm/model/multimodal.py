@@ -18,16 +18,18 @@ from ..policies.scores import MaskedScores
 from ..torch_private import first_parameter, own_parameter
 from .captured import CapturedRun, read_run
 from .checks import check_apart, check_head, check_model, stored_weight
-from .classifiers import ATTACHED, NoClassifier, UnimodalClassifiers, build_classifiers, no_classifiers
+from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers, no_classifiers
 from .coalitions import CoalitionForward
 from .encoder import Encoder
 from .encoders import EncoderSet
-from .fusion_classifier import FusionClassifier
+from .fusion_classifier import FusionClassifier, read_fused
 from .guard import LossGuard
 from .head_split import HeadSplit
 from .lookup import find_module, submodule
 from .masked import MaskedForward
 from .reading import FeatureReader
+
+_AGAIN = "AGM(), OGMGE(split_head=True), TCMax() and Encoder(classifier='fusion')"
 
 
 class MultimodalModel:
@@ -62,23 +64,12 @@ class MultimodalModel:
         own = self.encoders.encoder_parameters()
         check_apart(self.module, self.encoders.paths, own, self._head_path)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
-        self.coalitions: CoalitionForward | None = None
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
-        fused = [name for name, choice in choices.items() if isinstance(choice, str) and choice == "fusion"]
-        if fused and (found is None or context.sharded):
-            problem = (
-                "head is None: pass the model's output layer"
-                if found is None
-                else "fully_shard() frees weights"
-            )
-            raise ValueError(
-                f"encoders[{fused[0]!r}]: classifier='fusion' runs the fusion again, and {problem}"
-            )
+        fused = read_fused(choices, path, context.sharded)
+        self.coalitions: CoalitionForward | None = None
         if fused or plan.policy.objective is not None or plan.reads("responses") is not None:
-            self.coalitions = CoalitionForward(self.module, self._head_path, self.encoders)
-        choices |= {
-            name: FusionClassifier(self.coalitions, self.encoders.names.index(name)) for name in fused
-        }
+            self.coalitions = CoalitionForward(self.module, path, self.encoders)
+        choices |= {name: FusionClassifier(self.coalitions, index) for name, index in fused.items()}
         with parametrize.cached():  # a spectral norm would take a step at every read of the weight
             self.classifiers: UnimodalClassifiers = (
                 build_classifiers(
@@ -104,11 +95,6 @@ class MultimodalModel:
         self.head_split: HeadSplit | None = None
         if plan.reads("head") is not None:
             self.head_split = HeadSplit(self.module, self._head_path)
-
-    @property
-    def has_classifiers(self) -> bool:
-        """Whether there are unimodal classifiers: scores may come from elsewhere."""
-        return not any(isinstance(child, NoClassifier) for child in self.classifiers.children())
 
     @property
     def head_weight(self) -> Tensor | None:
@@ -164,15 +150,15 @@ class MultimodalModel:
         again = self.coalitions or self.head_split
         if present is not None and again:
             raise ValueError(
-                "present: AGM(), OGMGE(split_head=True) and TCMax() run or split the fusion again, where a missing "
-                "modality cannot be told from a weak one; take another policy"
+                f"present: {_AGAIN} run or split the fusion again, where a missing modality cannot be told from a weak "
+                "one; take another policy or other classifiers"
             )
         runs = self.encoders.features(loss, () if present is None else present)
         if len(runs) > 1 and again:
             raise RuntimeError(
-                f"this loss comes from {len(runs)} forward passes of the encoders, and this policy scores one: AGM(), "
-                "OGMGE(split_head=True) and TCMax() run or split the fusion of a single pass; take another policy, or "
-                "call balance() and backward() for each pass"
+                f"this loss comes from {len(runs)} forward passes of the encoders, and this policy scores one: "
+                f"{_AGAIN} run or split the fusion of a single pass; take another policy or other classifiers, or call "
+                "balance() and backward() for each pass"
             )
         return [
             read_run(self, number, run, target, detach=detach, present=present, several=len(runs) > 1)
@@ -233,9 +219,7 @@ class MultimodalModel:
         # Garbage collection may call this while something iterates over the model: no dictionary gets smaller.
         self._set_owned(False)
         self.forget()
-        own = set(self.classifiers.parameters()) - set(self.own_parameters())
-        optimizer.param_groups[:] = [g for g in optimizer.param_groups if not own.issuperset(g["params"])]
-        optimizer.state = defaultdict(dict, {p: s for p, s in optimizer.state.items() if p not in own})
+        self._leave(optimizer)
 
     def _set_owned(self, owned: bool) -> None:
         for part in (self.classifiers, *self.encoders.hooks, *self._watchers()):
@@ -249,7 +233,10 @@ class MultimodalModel:
         for watcher in self._watchers():
             watcher.detach()
         delattr(self.module, ATTACHED)
+        self._leave(optimizer)
+
+    def _leave(self, optimizer: Optimizer) -> None:
+        """Take the classifiers' parameters and their state out of the optimizer."""
         own = {p for _, p in self.classifiers.own_parameters()}
         optimizer.param_groups[:] = [g for g in optimizer.param_groups if not own.issuperset(g["params"])]
-        for parameter in own:
-            optimizer.state.pop(parameter, None)
+        optimizer.state = defaultdict(dict, {p: s for p, s in optimizer.state.items() if p not in own})

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..tasks.base import fill_absent
+
 
 @dataclass(frozen=True)
 class Presence:
@@ -24,9 +26,7 @@ class Presence:
     def without_absent(self, index: int, features: Tensor) -> Tensor:
         """The features `[B, ...]` with zeros in the samples that do not have modality `index`."""
         mask = self.masks[index]
-        if mask is None:
-            return features
-        return features.masked_fill(~mask.view(-1, *[1] * (features.ndim - 1)), 0)
+        return features if mask is None else fill_absent(features, mask, 0)
 
 
 def check_present(present: Mapping[str, Tensor | bool], names: Sequence[str]) -> None:

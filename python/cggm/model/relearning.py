@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..distributed.collectives import mean_over_ranks
@@ -110,6 +110,13 @@ def _purities(model: MultimodalModel, batches: Batches, name: str) -> Tensor:
     return torch.stack([purity(x, target, classes) for x in features])
 
 
+def run_model(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for a tensor, a tuple of arguments, or a mapping of keywords."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+
+
 def pooled_features(model: MultimodalModel, batches: Batches, name: str) -> tuple[list[Tensor], Tensor]:
     """M modalities' features `[N, D]`, means over the positions that count, and the targets `[N]`."""
     seen: list[list[Tensor]] = [[] for _ in model.encoders.names]
@@ -117,10 +124,7 @@ def pooled_features(model: MultimodalModel, batches: Batches, name: str) -> tupl
     try:
         for inputs, target in batches:
             with in_evaluation(model.module), torch.enable_grad():  # the hooks look at training passes alone
-                if isinstance(inputs, Mapping):
-                    model.module(**inputs)
-                else:
-                    model.module(*(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+                run_model(model.module, inputs)
             (run,) = model.read_features(None, target, detach=True)
             for into, x, mask in zip(seen, run.features, run.masks, strict=True):
                 into.append(_vectors(x, mask))

@@ -67,9 +67,9 @@ def score_modalities(
     """
     if present is not None:
         check_present(present, model.encoders.names)
-        if not model.has_classifiers:
+    if not plan.scores.classifiers:
+        if present is not None:
             raise ValueError('present needs scores="classifiers": other scores compare whole batches')
-    if not model.has_classifiers:
         return _score_without_classifiers(model, plan, task, loss, target, measure)
     runs = model.read_features(loss, target, plan.detaches_features, present)
     samples, presence = runs[0].samples, runs[0].presence

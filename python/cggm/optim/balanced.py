@@ -184,7 +184,7 @@ class BalancedOptimizer(OptimizerWrapper):
         if update is None:
             self._model.encoders.set_coefficients(None, None)
             if self._plan.bounds_step:
-                self._model.encoders.measure_gradients(self._model.device)
+                self._model.encoders.shares.start(self._model.device)
             if self.record:
                 self._model.encoders.record.start(self._model.device)
         else:

@@ -204,7 +204,7 @@ class StepExecutor:
         norm = squared.sum().sqrt()
         factor = torch.ones_like(norm)
         if state.plan.bounds_step and state.update is not None:
-            shares = self._model.encoders.joint_shares().to(squared)
+            shares = self._model.encoders.shares.squared().to(squared)
             joint = (squared * torch.cat([shares, squared.new_ones(1)])).sum().sqrt()
             factor = state.limit(joint) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         if self._optimizer.max_norm is not None:

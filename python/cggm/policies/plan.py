@@ -139,7 +139,7 @@ def make_plan(
     direction = None
     if policy.coefficients is not None:
         chosen = choices[0] if apply == "auto" else apply
-        if policy.coefficients.lam > 0 and policy.coefficients.direction != "none":
+        if policy.coefficients.turns_head:
             direction = HeadDirection(policy.coefficients.direction, policy.coefficients.lam)
         if policy.coefficients.weighs_unimodal:
             _check_takes_weight(policy, names)

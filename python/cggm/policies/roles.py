@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from .base import CoefficientUpdate, Role, ScaleTarget, State
-
-if TYPE_CHECKING:
-    pass
 
 
 class Coefficients(Role):
@@ -28,6 +25,11 @@ class Coefficients(Role):
     compares_steps: ClassVar[bool] = False
     #: Whether `balance` returns `unimodal_weights`.
     weighs_unimodal: ClassVar[bool] = False
+
+    @property
+    def turns_head(self) -> bool:
+        """Whether the head's gradient is turned towards those of the unimodal classifiers."""
+        return self.lam > 0 and self.direction != "none"
 
     def balance(self, scores: Tensor, state: State) -> CoefficientUpdate:
         """Compute this step's coefficients from the scores `[M]` (from `measure`, higher is better) and the state.

@@ -136,7 +136,7 @@ def check_scores(policy: Policy, scores: Scores) -> None:
         needs = policy.combiner, "combines the multimodal gradient with that of unimodal losses"
     elif coefficients is not None and coefficients.weighs_unimodal:
         needs = coefficients, "weighs unimodal losses"
-    elif coefficients is not None and coefficients.lam > 0 and coefficients.direction != "none":
+    elif coefficients is not None and coefficients.turns_head:
         needs = coefficients, "turns the head's gradient towards the classifiers' (lam > 0; lam=0 does not)"
     if needs is not None:
         default = ", which is the default," if policy == default_policy() else ""

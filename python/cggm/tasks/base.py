@@ -61,6 +61,17 @@ def check_batch(output: Tensor, target: Tensor) -> None:
         )
 
 
+def fill_absent(values: Tensor, present: Tensor, value: float) -> Tensor:
+    """Values `[B, ...]` with `value` in the samples that are not present (bool `[B]`).
+
+    >>> import torch
+    >>> fill_absent(torch.ones(2, 2), torch.tensor([True, False]), 0)
+    tensor([[1., 1.],
+            [0., 0.]])
+    """
+    return values.masked_fill(~present.view(-1, *[1] * (values.ndim - 1)), value)
+
+
 def mean_of_present(values: Tensor, present: Tensor | None) -> Tensor:
     """Mean of values `[B, ...]` over the samples that are present (bool `[B]`; None: all); NaN if there are none."""
     if present is None:

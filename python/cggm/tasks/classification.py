@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import check_batch, mean_of_present
+from .base import check_batch, fill_absent, mean_of_present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,7 @@ class Classification:
 
     def _among(self, target: Tensor, present: Tensor | None) -> Tensor:
         """Class indices with absent samples ignored."""
-        if present is None:
-            return target
-        return target.masked_fill(~present.view(-1, *[1] * (target.ndim - 1)), self.ignore_index)
+        return target if present is None else fill_absent(target, present, self.ignore_index)
 
     def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         """Cross entropy, mean over the positions that count.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..constants import constant
-from .base import check_batch
+from .base import check_batch, fill_absent
 
 _SMOOTHING = 1e-6  # what neither has nor should have anything scores 1
 
@@ -65,7 +65,7 @@ class Segmentation:
     def _among(self, target: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target with absent samples ignored, and which pixels count."""
         if present is not None:
-            target = target.masked_fill(~present.view(-1, *[1] * (target.ndim - 1)), self.ignore_index)
+            target = fill_absent(target, present, self.ignore_index)
         return target, target != self.ignore_index
 
     def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:

@@ -23,20 +23,26 @@ def load_function(name: str) -> Callable[..., Any] | None:
     Raises:
         ValueError: the module or object is missing, or raises an error.
     """
-    found = _load(name)
+    with _users_code(name) as find:
+        found = find()
     if not inspect.isroutine(found):
         return None
     required = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty]
     return found if [p.name for p in required] == ["wrap", "seed"] else None
 
 
-def _load(name: str) -> Any:
+@contextlib.contextmanager
+def _users_code(name: str) -> Iterator[Callable[[], Any]]:
+    """A function that finds the object of this name, in a block whose errors become one line about it."""
     module, _, attribute = name.rpartition(":")
     file = Path(module) if module.endswith(".py") else None
+
+    def find() -> Any:
+        return getattr(importlib.import_module(module) if file is None else _import_file(file), attribute)
+
     try:
         with _finding_also(os.getcwd() if file is None else str(file.resolve().parent)):
-            loaded = importlib.import_module(module) if file is None else _import_file(file)
-            return getattr(loaded, attribute)
+            yield find
     except Exception as error:  # it runs the user's code
         raise ValueError(f"experiment {name!r}: {explain(error)}") from error
 
@@ -55,16 +61,9 @@ def load_own(name: str) -> Experiment:
     >>> load_own("cggm.experiments.datasets.uci:build").name
     'uci'
     """
-    module, _, attribute = name.rpartition(":")
-    file = Path(module) if module.endswith(".py") else None
-    try:
-        with _finding_also(os.getcwd() if file is None else str(file.resolve().parent)):
-            found = getattr(
-                importlib.import_module(module) if file is None else _import_file(file), attribute
-            )
-            experiment = found() if callable(found) else found
-    except Exception as error:  # it runs the user's code
-        raise ValueError(f"experiment {name!r}: {explain(error)}") from error
+    with _users_code(name) as find:
+        found = find()
+        experiment = found() if callable(found) else found
     if not isinstance(experiment, Experiment):
         raise ValueError(
             f"experiment {name!r} must be a cggm.experiments.experiment.Experiment or a function that returns one, "

@@ -12,10 +12,9 @@ from rich.table import Table
 
 from ..output import replacing
 from .demo_plot import STYLE, optimizer_title
-from .intervals import holm
+from .intervals import LEVEL, holm
 from .report import Row
 
-LEVEL = 0.05
 UNFUSED = ("ensemble", "late-fusion")
 # Okabe and Ito's colors, which color-blind readers can tell apart; one marker each, for print.
 LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))

@@ -9,9 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..training.functions import FunctionRun
-from .intervals import Interval, holm, student_p
-
-LEVEL = 0.05
+from .intervals import LEVEL, Interval, holm, student_p
 
 
 def tables(runs: Sequence[FunctionRun]) -> list[Table]:

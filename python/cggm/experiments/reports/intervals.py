@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 RESAMPLES = 10_000
+LEVEL = 0.05  # p-values below it are significant
 
 
 class Interval(NamedTuple):

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..datasets import avdigits, multiview, uci, utd_mhad, watch, wiki
-from .intervals import holm
+from .intervals import LEVEL, holm
 from .rates import Cell, at_own_rate
 from .report import compare
 
-LEVEL = 0.05
 COLLAPSE = 0.10  # a seed that is this far below its joint run has collapsed
 LOWEST_MEAN = -0.015
 LOWEST_AT_OWN_RATE = {

@@ -139,12 +139,17 @@ def cells_of(runs: Iterable[RateRun]) -> list[Cell]:
     return [Cell(*place, found[place]) for place in places]
 
 
-def at_own_rate(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells at the middle of the three rates; none of a data set and optimizer with fewer rates."""
+def at_all_rates(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """Data set and optimizer -> the cells at the three rates; those with fewer or more rates are left out."""
     places: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         places.setdefault(cell[:2], []).append(cell)
-    return [members[1] for members in places.values() if len(members) == len(FACTORS)]
+    return {place: members for place, members in places.items() if len(members) == len(FACTORS)}
+
+
+def at_own_rate(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells at the middle of the three rates; none of a data set and optimizer with fewer rates."""
+    return [members[1] for members in at_all_rates(cells).values()]
 
 
 def heading(methods: Sequence[str]) -> str:

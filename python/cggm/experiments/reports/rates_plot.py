@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..output import replacing
 from .demo_plot import STYLE, optimizer_title
-from .rates import FACTORS, Cell, intervals
+from .rates import FACTORS, Cell, at_all_rates, intervals
 
 LINEAR = 10  # points; differences beyond are drawn on a logarithmic scale
 COLUMNS = 6
@@ -37,10 +37,7 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
     """
     from matplotlib import rc_context
 
-    places: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        places.setdefault(cell[:2], []).append(cell)
-    places = {place: members for place, members in places.items() if len(members) == len(FACTORS)}
+    places = at_all_rates(cells)
     if not places:
         raise ValueError("no data set has runs at three learning rates")
     datasets = list(dict.fromkeys(name for name, _ in places))

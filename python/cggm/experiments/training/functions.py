@@ -16,7 +16,7 @@ import cggm
 from cggm import CGGMOptimizerWrapper
 
 from ..datasets.own import explain
-from ..output import append_line, cut, file_errors
+from ..output import append_line, read_lines
 from .methods import Method
 
 Train = Callable[[Callable[..., Optimizer], int], Mapping[str, float]]
@@ -49,7 +49,7 @@ def wrapping(method: Method) -> Callable[..., Optimizer]:
 
     def wrap(optimizer: Optimizer, model: nn.Module, **arguments: Any) -> Optimizer:
         if method.policy is None:
-            optimizer.balance = lambda loss, target: loss  # type: ignore[attr-defined]
+            optimizer.balance = lambda loss, *_, **__: loss  # type: ignore[attr-defined]
             return optimizer
         settings = {"policy": method.policy, "apply": method.apply} | arguments
         return CGGMOptimizerWrapper(optimizer, model, **settings)
@@ -126,15 +126,14 @@ def run_function(
 
 def _known(path: Path) -> dict[str, dict[str, float]]:
     """Metrics by job, of a file whose last line may be cut off; that line is removed."""
-    with file_errors(path):
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            cut(path, len(whole))
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        return {json.dumps(line["job"]): line["metrics"] for line in lines}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} holds something else than runs; name another folder, or delete it"
-        ) from error
+
+    def parse(line: bytes, number: int) -> tuple[str, dict[str, float]]:
+        try:
+            content = json.loads(line)
+            return json.dumps(content["job"]), content["metrics"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} holds something else than runs; name another folder, or delete it"
+            ) from error
+
+    return dict(read_lines(path, parse))

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import cggm
 
-from ..output import append_line, cut, file_errors
+from ..output import append_line, file_errors, read_lines
 from .results import Alone, Job, Outcome, Run
 from .runner import execute
 
@@ -62,15 +62,8 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines: dict[str, dict[str, Any]] = {}
-        with file_errors(path):
-            content = path.read_bytes() if path.exists() else b""
-            whole = content[: content.rfind(b"\n") + 1]
-            for number, line in enumerate(whole.splitlines(), 1):
-                parsed = _parse(line, f"{path}: line {number}")
-                self._lines[_key(parsed["job"])] = parsed
-            if len(whole) < len(content):
-                cut(path, len(whole))
+        parsed = read_lines(path, lambda line, number: _parse(line, f"{path}: line {number}"))
+        self._lines: dict[str, dict[str, Any]] = {_key(content["job"]): content for content in parsed}
 
     def find(self, job: Job) -> Outcome | None:
         """The job's outcome, or None if it has not run yet."""
