@@ -7,7 +7,7 @@ TESTABLE := $(VENV)/.testable
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all compilers lint docs bench gpu clean
+.PHONY: demo test test-all compilers oldest lint docs bench gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/cggm demo
@@ -30,6 +30,17 @@ compilers: $(TESTABLE)
 	  echo "$$compiler: built"; \
 	  PYTHONPATH=$$folder/lib $(BIN)/pytest -m "not slow" tests/ops || exit 1; \
 	done
+
+# The plain-Python path with the oldest torch. Nothing is compiled; it downloads a torch of its own.
+PURE_TESTS := tests/junctions tests/model tests/ops tests/optim tests/policies tests/tasks tests/test_doctests.py
+NEED_TRANSFORMERS := tests/model/test_other_models.py
+
+oldest:
+	rm -rf build/oldest && $(PYTHON) -m venv build/oldest/venv
+	build/oldest/venv/bin/python -m pip install --quiet torch==2.6.0 numpy==1.26.0 matplotlib==3.8.0 rich==13.0.0 \
+	  scikit-learn==1.4.0 scipy==1.11.2 tyro==0.9.0 expecttest hypothesis pytest pytest-benchmark
+	CGGM_PURE_PYTHON=1 build/oldest/venv/bin/python -m pip install --quiet --no-deps --target build/oldest/lib .
+	PYTHONPATH=build/oldest/lib build/oldest/venv/bin/pytest -m "not slow" $(PURE_TESTS) --ignore=$(NEED_TRANSFORMERS)
 
 bench: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-json=benchmark.json

@@ -6,6 +6,7 @@ They are kept here so that a new version of torch breaks one file, and breaks it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -99,8 +100,9 @@ def has_pre_hooks(optimizer: Optimizer) -> bool:
 
 def make_adam_state(optimizer: Optimizer) -> None:
     """Have Adam or AdamW make the state of its parameters that are new, by torch's own function."""
+    arguments = signature(optimizer._init_group).parameters  # AdamW of torch 2.6 has one more, `amsgrad`
     for group in optimizer.param_groups:
-        optimizer._init_group(group, *([] for _ in range(6)))
+        optimizer._init_group(group, *([] for _ in range(len(arguments) - 1)))
 
 
 def backward_id() -> int:

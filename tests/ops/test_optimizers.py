@@ -31,13 +31,12 @@ def torch_adam(case, scale, update_scale, decoupled, maximize):
     """Take steps with torch's rule, tensor by tensor, on modulated gradients, with a learning rate per modality."""
     for param, grad, exp_avg, exp_avg_sq, step, owner in zip(*case, OWNER, strict=True):
         rate = 1.0 if owner < 0 else update_scale[owner].item()
-        optimizer = torch.optim.Adam(
+        optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(
             [parameter := torch.nn.Parameter(param)],
             lr=ADAM["lr"] * rate,
             betas=(ADAM["beta1"], ADAM["beta2"]),
             eps=ADAM["eps"],
             weight_decay=ADAM["weight_decay"],
-            decoupled_weight_decay=decoupled,
             maximize=maximize,
             foreach=False,
         )

@@ -94,7 +94,8 @@ def gradient_term(
     gradients = torch.autograd.grad(unimodal, list(outputs), retain_graph=True, materialize_grads=True)
     with torch.enable_grad():
         (fusion,) = torch.autograd.grad(loss, head, create_graph=True)
-        means = [fusion.detach().clone(), *(u.to(fusion.dtype, copy=True) for u in gradients)]
+        # Detached, because the zeros of torch 2.6 require grad.
+        means = [fusion.detach().clone(), *(u.detach().to(fusion.dtype, copy=True) for u in gradients)]
         average_over_ranks_(means)
         mean = means[0].requires_grad_()
         term = (weights.abs() - weights * batched_cosine(mean, means[1:])).mean()

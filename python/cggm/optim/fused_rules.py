@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,14 +21,15 @@ Modulate = Callable[[list[Tensor]], Modulation]  # returns the scales of these p
 _adam, _sgd = lru_cache(AdamSettings), lru_cache(SGDSettings)
 
 
-def _adam_settings(group: dict[str, Any]) -> AdamSettings:
+def _adam_settings(group: dict[str, Any], decoupled: bool = False) -> AdamSettings:
+    """Convert the options; where an older torch has none for `decoupled`, the optimizer's class decides."""
     first, second = group["betas"]
     return _adam(
         lr=float(group["lr"]),
         betas=(float(first), float(second)),
         eps=float(group["eps"]),
         weight_decay=float(group["weight_decay"]),
-        decoupled=bool(group["decoupled_weight_decay"]),
+        decoupled=bool(group.get("decoupled_weight_decay", decoupled)),
         maximize=bool(group["maximize"]),
     )
 
@@ -106,7 +107,7 @@ def _step_sgd(
 
 # For each optimizer: a function that converts its options for the kernels, and a function that takes a step.
 RULES: dict[type[Optimizer], tuple[Callable[..., Any], Callable[..., None]]] = {
-    AdamW: (_adam_settings, _step_adam),
+    AdamW: (partial(_adam_settings, decoupled=True), _step_adam),
     Adam: (_adam_settings, _step_adam),
     SGD: (_sgd_settings, _step_sgd),
 }
