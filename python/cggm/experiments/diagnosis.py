@@ -17,6 +17,7 @@ from cggm.diagnosis import Report, diagnose
 from .datasets.checks import check_experiment
 from .datasets.experiment import Experiment, Split
 from .datasets.registry import find_experiment
+from .datasets.splitting import split_batches
 from .options import DiagnosedDataset, OneOptimizer
 from .output import check_folder, wide_console
 from .training.loop import OPTIMIZERS
@@ -48,7 +49,7 @@ class Diagnosis:
 
 
 class Batches:
-    """Batches of one part of the data, in another order in every epoch, or in the data's own.
+    """Batches of one part of the data as `cggm compare` makes them, shuffled in every epoch or in the data's own order.
 
     Args:
         split: the data.
@@ -65,7 +66,7 @@ class Batches:
         rows = torch.arange(count)
         if self._generator is not None:
             rows = torch.randperm(count, generator=self._generator)
-        for chosen in rows.split(self._size):
+        for chosen in split_batches(rows, self._size):
             yield [values[chosen] for values in self._split.inputs], self._split.target[chosen]
 
 

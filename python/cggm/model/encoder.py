@@ -25,7 +25,7 @@ class Encoder:
         classifier: its unimodal classifier: a module, a pair of a module and the name of its output layer, the width
             of the features, `"attention"` for a default classifier with self-attention; None for the default one.
             `"fusion"`: the model's own fusion and head with the other modalities' features zeroed, which get no
-            gradient from the unimodal loss. A module that is the model's own gets the multimodal and this loss.
+            gradient from the unimodal loss. A module that belongs to the model learns from both losses.
         layout: how the classifier reads the features. Words for their axes (see `Layout`): `"B T D"`, `"B D T"`,
             `"T B D"`, `"B D H W"`, `"(B T) D H W"`; the default classifier averages over all axes but B and D. Or a
             function that is given the features and what the encoder took, and returns features `[B, D]`. None reads
