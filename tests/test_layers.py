@@ -25,6 +25,7 @@ EXTRAS = {
 # The rooms of python/cggm from the ground up: a room imports from those before it and from itself.
 ROOMS = (
     "constants",
+    "user_warning",
     "deprecated",
     "torch_private",
     "tasks",

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec
+
+from .user_warning import warn_user
 
 P = ParamSpec("P")
 
 
-def warn_renamed(former: str, now: str, stacklevel: int = 3) -> None:
+def warn_renamed(former: str, now: str) -> None:
     """Say once per place in the user's code that `former` is now called `now`."""
-    warnings.warn(
-        f"{former} is deprecated and goes in version 0.3: use {now}",
-        DeprecationWarning,
-        stacklevel=stacklevel,
-    )
+    warn_user(f"{former} is deprecated and goes in version 0.3: use {now}", DeprecationWarning)
 
 
 def renamed_argument(former: str, now: str) -> Callable[[type], type]:

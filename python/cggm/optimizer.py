@@ -119,7 +119,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._buffers: GradientBuffers | None = None
         self._diagnostics: Mapping[str, Tensor] = {}
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
-        self._unbalanced = 0
+        self._unbalanced, self._warned = 0, False
         self.statistics = Statistics({})
 
     @disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
@@ -227,3 +227,4 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self.statistics.close()
         self.base.zero_grad(set_to_none=set_to_none)
         self._state.drop_done()
+        self._model.encoders.unbalanced = 0

@@ -98,6 +98,31 @@ def test_a_frozen_head(policy):
     assert torch.equal(model.head.weight, head)
 
 
+def test_a_frozen_head_that_a_direction_would_turn_is_said():
+    model = small_model()
+    model.head.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"head: the weight of 'head' is frozen.*no gradient to turn"):
+        wrap(model, policy=CGGM(lam=0.1))
+
+
+def test_scores_of_a_skipped_step_go_with_the_gradients_when_all_encoders_are_frozen():
+    kept = []
+    for skipped in (False, True):
+        model = small_model()
+        model.encoders.requires_grad_(False)
+        with pytest.warns(UserWarning, match="frozen"):
+            optimizer = wrap(model, policy=CGGM(smoothing=0.0))
+        for number, (inputs, target) in enumerate(batches(2)):
+            if number == 0 and not skipped:
+                continue
+            backward(model, optimizer, inputs, target)
+            if number == 0:
+                model.zero_grad()  # no step
+        optimizer.step()
+        kept.append(optimizer.statistics["scores"])
+    torch.testing.assert_close(*kept)
+
+
 @every_policy
 def test_all_encoders_frozen(policy):
     model = small_model()

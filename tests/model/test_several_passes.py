@@ -1,5 +1,7 @@
 """Losses of several forward passes: siamese pairs, views, and batches that were given up in between."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -112,6 +114,56 @@ def test_a_batch_that_was_given_up_counts_for_nothing(policy):
         results.append(flat(model))
     assert bad.requires_grad
     torch.testing.assert_close(*results)
+
+
+def test_dgl_lets_no_multimodal_gradient_into_encoders_that_run_twice():
+    model = TwoTowers()
+    optimizer = wrap(model, policy=DGL())
+    (one, other), target = views()
+    outputs = model(*zip(one, other, strict=True))
+    features = [hook.features for hook in optimizer._model.encoders.hooks]
+    classifiers = model.unimodal_classifiers.children()
+    alone = sum(
+        F.cross_entropy(c(x), target) / 2 for c, runs in zip(classifiers, features, strict=True) for x in runs
+    )
+    parameters = list(model.encoders.parameters())
+    wanted = torch.autograd.grad(alone, parameters, retain_graph=True)
+    optimizer.balance(sum(F.cross_entropy(o, target) for o in outputs), target).backward()
+    torch.testing.assert_close([p.grad for p in parameters], list(wanted))
+    assert model.head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("trap", ["no balance", "evaluation", "no gradients"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_micro_batch_without_balance_is_noticed_once(trap, last):
+    model = small_model()
+    optimizer = wrap(model, policy=UnimodalLosses())
+
+    def other_pass(inputs, target):
+        with torch.set_grad_enabled(trap != "no gradients"):
+            model.train(trap != "evaluation")
+            loss = F.cross_entropy(model(*inputs), target)
+            model.train()
+        if trap == "no balance":
+            loss.backward()
+
+    def step():
+        for number, (inputs, target) in enumerate(batches(2)):
+            if number == last:
+                other_pass(inputs, target)
+            else:
+                optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step()
+        step()
+    assert [w.filename for w in caught] == [__file__] * (trap == "no balance")
+    assert all(
+        "1 forward pass(es) of this step did not go through balance()" in str(w.message) for w in caught
+    )
 
 
 def test_training_without_balance_keeps_no_graphs():

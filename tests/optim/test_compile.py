@@ -1,9 +1,11 @@
 """torch.compile of the model and of the step: no graph break that the junctions cause, and the same training."""
 
 import shutil
+import warnings
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
@@ -152,3 +154,47 @@ def test_modules_are_found_by_name_behind_a_compiled_one():
         assert submodule(model, path) is model.get_submodule(path)
     with pytest.raises(AttributeError, match="nowhere"):
         submodule(model, "encoders.nowhere")
+
+
+class Two(nn.Module):
+    """Puts out two tensors, of which the model uses one."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = nn.Linear(8, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        low = self.low(x)
+        return low, self.high(low)
+
+
+class Selected(nn.Module):
+    def __init__(self, used):
+        super().__init__()
+        self.used, self.audio, self.image, self.head = used, Two(), nn.Linear(6, 4), nn.Linear(8, 3)
+
+    def forward(self, audio, image):
+        return self.head(torch.cat([self.audio(audio)[self.used], self.image(image)], 1))
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_compiled_model_whose_use_of_outputs_cannot_be_seen(looked):
+    """It is said once; a step before compiling finds the wrong output."""
+    model = Selected(used=1)
+    optimizer = wrap(model, policy=UnimodalLosses(), encoders={"audio": ("audio", 0), "image": "image"})
+    run = model if looked else torch.compile(model, backend="aot_eager")
+
+    def step():
+        ((inputs, target),) = batches(1)
+        optimizer.balance(F.cross_entropy(run(*inputs), target), target).backward()
+        optimizer.step()
+
+    if looked:
+        with pytest.raises(RuntimeError, match="came back through 1 alone"):
+            step()
+    else:
+        with pytest.warns(UserWarning, match="'audio'.*in a compiled model the wrapper cannot see"):
+            step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            step()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cggm import CGGM, Classification, ClassifierScores, Regression
+from cggm import CGGM, Classification, ClassifierScores, Encoder, Regression
 from cggm.policies import AGM, OGMGE, TCMax
 from cggm.tasks import find_task
 from helpers import backward, batches, flat, small_model, wrap
@@ -104,15 +104,17 @@ def test_a_parameter_shared_between_two_encoders():
     model = small_model()
     model.encoders["image"][2] = model.encoders["audio"][2]
     with pytest.raises(
-        ValueError, match=r"encoders.image.2.weight of 'image' is encoders.audio.2.weight of 'audio'"
+        ValueError, match=r"encoders.audio.2.weight of encoder 'audio' is also encoders.image.2.weight of"
     ):
         wrap(model)
     assert untouched(model)
 
 
-def test_nested_encoders():
-    with pytest.raises(ValueError, match="a parameter is shared"):
-        wrap(small_model(), encoders={"all": "encoders", "audio": "encoders.audio"})
+@pytest.mark.parametrize("inner", ["encoders.audio", "encoders"])
+@pytest.mark.parametrize("shared", ["refuse", "leave"])
+def test_overlapping_encoders(inner, shared):
+    with pytest.raises(ValueError, match="encoders 'all' and 'audio' overlap"):
+        wrap(small_model(), encoders={"all": "encoders", "audio": Encoder(inner, shared=shared)})
 
 
 def test_a_head_for_which_no_default_classifier_is_known():
@@ -141,7 +143,9 @@ def test_a_model_wrapped_twice():
 def test_a_frozen_encoder_is_allowed_left_out_and_said_once():
     model = small_model()
     model.encoders["audio"].requires_grad_(False)
-    with pytest.warns(UserWarning, match="encoder 'audio' is frozen or has no parameters") as caught:
+    with pytest.warns(
+        UserWarning, match="encoder 'audio' is frozen or has no parameters of its own"
+    ) as caught:
         optimizer = wrap(model, policy=CGGM(smoothing=0.3))
     assert len(caught) == 1
     frozen, trained = flat(model.encoders["audio"]), flat(model.encoders["image"])
@@ -278,7 +282,8 @@ def test_weights_that_an_encoder_shares_with_the_fusion_are_refused():
     model.encoders["audio"][2].tied = nn.Linear(8, 8)
     model.fusion.weight = model.encoders["audio"][2].tied.weight
     with pytest.raises(
-        ValueError, match=r"fusion.weight belongs to encoder 'audio', too, .* untie the weights"
+        ValueError,
+        match=r"encoders.audio.2.tied.weight of encoder 'audio' is also fusion.weight of the rest of the model",
     ):
         wrap(model)
 

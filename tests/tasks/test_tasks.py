@@ -47,6 +47,33 @@ def test_the_loss_is_half_weighted_cross_entropy_and_half_dice():
     torch.testing.assert_close(loss, torch.tensor(0.5 * entropy + 0.5 * (1 - dice)), rtol=1e-5, atol=1e-5)
 
 
+def test_the_released_loss_and_score_by_hand():
+    output = torch.tensor(
+        [[[0.0, math.log(3.0)], [0.0, 0.0]], [[0.0, 0.0], [0.0, math.log(3.0)]]]
+    )  # [2, 2, 2]
+    target = torch.tensor([[0, 1], [1, 1]])
+    # class 1 has probabilities (.5, .25) and (.5, .75): Σ p t = .25 + .5 + .75, Σ p = 2, Σ t = 3
+    dice = 2 * 1.5 / (2 + 3 + 0.01)
+    entropy = -(math.log(0.5) + math.log(0.25) + math.log(0.5) + math.log(0.75)) / 4
+    task = Segmentation(released=True)
+    torch.testing.assert_close(task.loss(output, target), torch.tensor(0.5 * entropy + 0.5 * (1 - dice)))
+    # each sample's own ratio: class 1 is predicted nowhere in a sample with one pixel of it, and in one of two
+    prediction = torch.tensor([[0, 0], [0, 1]])
+    each = [2 * 0.001 / (1 + 0.002), 2 * (1 + 0.001) / (1 + 2 + 0.002)]
+    torch.testing.assert_close(task.dice(logits(prediction, 2), target), torch.tensor([sum(each) / 2]))
+
+
+def test_released_scores_are_means_over_the_samples_that_count():
+    torch.manual_seed(0)
+    output, target = torch.randn(4, 4, 6, 6), torch.randint(4, (4, 6, 6))
+    task = Segmentation(regions=((1, 2, 3), (1, 3), (3,)), released=True)
+    rows = torch.tensor([True, False, True, False])
+    for function in (task.dice, task.loss):
+        torch.testing.assert_close(function(output, target, rows), function(output[rows], target[rows]))
+    ignored = target.masked_fill(~rows[:, None, None], -100)
+    torch.testing.assert_close(task.dice(output, ignored), task.dice(output[rows], target[rows]))
+
+
 @pytest.mark.parametrize("grid", [(12,), (12, 8), (12, 8, 4)])
 def test_outputs_are_resized_to_the_target(grid):
     target = torch.zeros(2, *grid, dtype=torch.long)

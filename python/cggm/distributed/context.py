@@ -141,4 +141,6 @@ def _shard(classifiers: nn.Module, model: nn.Module) -> None:
             "itself over a data mesh of one or two dimensions; tensor parallelism and a model of which only "
             "parts are sharded are not supported: call fully_shard(model) last, before making the optimizer"
         )
-    fully_shard(classifiers, mesh=sharded[0].device_mesh, reshard_after_forward=False)
+    own = {p for p in classifiers.parameters() if is_sharded(p)}  # the model's unimodal heads
+    known = {"ignored_params": own} if own else {}
+    fully_shard(classifiers, mesh=sharded[0].device_mesh, reshard_after_forward=False, **known)

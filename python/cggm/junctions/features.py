@@ -222,7 +222,9 @@ class _Split(torch.autograd.Function):
         # An attribute instead of a saved tensor: recomputation cannot exchange it.
         ctx.junction, ctx.dropped = junction, dropped
         ctx.set_materialize_grads(False)
-        return zero_dropped(output, dropped, junction.fill), output.view_as(output)
+        # AOTAutograd makes views of a tensor that the graph puts out, too, anew outside the graph: past this function.
+        unimodal = output.clone() if torch.compiler.is_compiling() else output.view_as(output)
+        return zero_dropped(output, dropped, junction.fill), unimodal
 
     @staticmethod
     def backward(

@@ -47,6 +47,7 @@ class EncoderHook:
         self.layout = layout
         self._model = model
         self.features: tuple[Tensor, ...] = ()  # of every run that has not been balanced
+        self.trained = 0  # how many of these runs were in training mode
         self.inputs: tuple[Inputs, ...] = ()  # what made them, where `keep_inputs` is registered
         self.keeps_output = False
         self.output: tuple[Any, Path] | None = None  # all that the encoder put out, where `keeps_output`
@@ -65,6 +66,7 @@ class EncoderHook:
         multimodal, unimodal = self.junction.split(features, dropped, module, inputs)
         if not again:
             self.features = (*self.features, unimodal) if self._model.training else (unimodal,)
+            self.trained += self._model.training
             self.output = (output, path) if self.keeps_output else None
         if path and not self.others.done:
             return self.others.pass_on(output, path, multimodal, dropped, again)
@@ -85,7 +87,7 @@ class EncoderHook:
     def forget(self) -> None:
         """Drop what has been kept, and with it the graph of the forward pass."""
         self.features = self.inputs = ()
-        self.output = None
+        self.output, self.trained = None, 0
 
     def __getstate__(self) -> dict[str, Any]:
         # A graph can be neither copied nor pickled. A copy does nothing until its own wrapper takes it over.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..user_warning import warn_user
 from .features import Junction
 from .parameters import ParameterJunction
 from .selectors import Path, as_selector, floating_tensors, replace
@@ -33,6 +34,8 @@ class OtherOutputs:
         self._same: set[Path] = set()  # the features themselves, again
         self._not_dropped: set[Path] = set()
         self._selected: Path = ()
+        self._unseen = False  # whether a compiled pass put out other tensors, which cannot be watched there
+        self._warned = False  # of that
         self._paths: frozenset[Path] | None = (
             None  # to be passed through the junction; None before that is known
         )
@@ -64,6 +67,8 @@ class OtherOutputs:
             self._watch(multimodal, path)
         tensors = dict(floating_tensors(output))
         features = tensors.pop(path)
+        if tensors and self._paths is None and torch.compiler.is_compiling():
+            self._selected, self._unseen = path, True
         for other, tensor in tensors.items():
             if self._paths is not None and other not in self._paths:
                 continue
@@ -121,6 +126,13 @@ class OtherOutputs:
         Raises:
             RuntimeError: the model uses another output instead of the selected one, or more than the policy supports.
         """
+        if self._paths is None and not self._used and self._unseen and not self._warned:
+            self._warned = True
+            warn_user(
+                f"encoder {self._name!r}: its features are output {as_selector(self._selected)!r} of several, and in a "
+                "compiled model the wrapper cannot see which ones the model uses: run optimizer.explain() or one step "
+                "before torch.compile, or have the encoder put out one tensor"
+            )
         if self._paths is not None or not self._used:
             return
         used = ", ".join(repr(as_selector(path)) for path in sorted(self._used, key=str))

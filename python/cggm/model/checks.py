@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from ..policies.plan import Plan
 from ..torch_private import own_parameter, remove_hooks
+from ..user_warning import warn_user
 from .classifiers import ATTACHED
 from .lookup import unwrap
 
@@ -39,34 +40,18 @@ def check_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_apart(
-    module: nn.Module,
-    paths: Mapping[str, Sequence[str]],
-    parameters: Sequence[tuple[Tensor, int]],
-    head_path: str | None,
-) -> None:
-    """Refuse a head inside an encoder, and weights that an encoder has in common with the rest of the model.
+def check_head_apart(paths: Mapping[str, Sequence[str]], head_path: str | None) -> None:
+    """Refuse a head inside an encoder.
 
     Args:
-        module: the user's model.
         paths: modality -> the names of the modules that its encoder is made of.
-        parameters: the encoders' parameters, with the indices of their modalities.
         head_path: the name of the head, or None.
     """
-    inside = [(path, name) for name, parts in paths.items() for path in parts]
-    for path, name in inside:
+    for path, name in [(path, name) for name, parts in paths.items() for path in parts]:
         if head_path is not None and f"{head_path}.".startswith(f"{path}."):
             raise ValueError(
                 f"head: {head_path!r} belongs to encoder {name!r} ({path!r}), but it has to come after the fusion: "
                 "name the model's output layer, and as encoders only what comes before the fusion"
-            )
-    owned = dict(parameters)
-    for key, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter in owned and not any(key.startswith(f"{path}.") for path, _ in inside):
-            raise ValueError(
-                f"a parameter is shared: {key} belongs to encoder {list(paths)[owned[parameter]]!r}, too, whose "
-                "coefficient would also scale what the rest of the model learns; untie the weights, or name as the "
-                "encoder only the modules that the modality has for itself"
             )
 
 
@@ -123,22 +108,8 @@ def check_head(plan: Plan, head: nn.Module | None, path: str | None) -> None:
             f"head: the weight of {path!r} is computed from other parameters (weight norm, spectral norm), so that its "
             "gradient cannot be turned: pass CGGM(lam=0), or a head with a weight of its own"
         )
-
-
-def check_disjoint(paths: Mapping[str, Sequence[str]], parts: Mapping[str, Sequence[nn.Module]]) -> None:
-    """Refuse a parameter that two encoders share.
-
-    Args:
-        paths: modality -> the names of the modules that its encoder is made of.
-        parts: modality -> these modules.
-    """
-    seen: dict[Tensor, tuple[str, str]] = {}
-    for name, modules in parts.items():
-        for path, module in zip(paths[name], modules, strict=True):
-            for key, parameter in module.named_parameters():
-                other, place = seen.setdefault(parameter, (name, f"{path}.{key}"))
-                if other != name:
-                    raise ValueError(
-                        f"a parameter is shared: {path}.{key} of {name!r} is {place} of {other!r}, and one "
-                        "gradient cannot have two coefficients; name as encoders only the parts of one modality"
-                    )
+    if not weight.requires_grad:
+        warn_user(
+            f"head: the weight of {path!r} is frozen, so that {type(plan.coefficients).__name__}(lam > 0) has no "
+            "gradient to turn; its coefficients act all the same"
+        )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..constants import constant, table
-from ..junctions.selectors import replace
+from ..junctions.selectors import floating_tensors, replace
 from .shapley import EXACT, coalitions
 from .watcher import Watcher, autocast_state
 
@@ -58,11 +59,12 @@ class CoalitionForward(Watcher):
         self._call: tuple[tuple, dict[str, Any]] | None = None
         self._output: Tensor | None = None
 
-    def attribute(self, permutations: int) -> ShapleyAttribution:
+    def attribute(self, permutations: int, zero: Literal["features", "inputs"]) -> ShapleyAttribution:
         """Shapley values of the modalities for the head's output in the latest forward pass.
 
         Args:
             permutations: as in `coalitions`.
+            zero: what of the absent modalities is zero: what their encoders put out, or what they take.
 
         Raises:
             RuntimeError: the model was not called as a whole, or its forward function does not reach the head.
@@ -72,9 +74,10 @@ class CoalitionForward(Watcher):
         asked, shares = coalitions(modalities, permutations)
         exact = modalities <= EXACT  # the same in every step
         weights = (constant if exact else table)(tuple(map(tuple, shares)), everyone.device)  # [M, S]
+        absent = (lambda x: None) if zero == "inputs" else torch.zeros_like
         with in_evaluation(self._model):
             values = [
-                self([x.clone() if i in members else torch.zeros_like(x) for i, x in enumerate(features)])
+                self([x.clone() if i in members else absent(x) for i, x in enumerate(features)])
                 for members in asked[:-1]
             ]
         return ShapleyAttribution([*values, everyone], weights)
@@ -103,11 +106,11 @@ class CoalitionForward(Watcher):
         """The M encoders' features in the latest forward pass, with their graphs."""
         return [hook.features[-1] for hook in self._encoders.hooks]
 
-    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+    def __call__(self, features: Sequence[Tensor | None]) -> Tensor:
         """The head's output for other features, with its graph; runs the forward function without its encoders.
 
         Args:
-            features: M tensors with the shapes of the encoders' outputs.
+            features: M tensors with the shapes of the encoders' outputs; None where the encoder runs, on zeros.
 
         Raises:
             RuntimeError: the forward function does not reach the head.
@@ -125,9 +128,9 @@ class CoalitionForward(Watcher):
         finally:
             self._output = everyone
 
-    def _replaced(self, features: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
-        hooks = self._encoders.hooks
-        outputs = [[replace(*hook.output, x)] for hook, x in zip(hooks, features, strict=True)]
+    def _replaced(self, features: Sequence[Tensor | None]) -> contextlib.AbstractContextManager[None]:
+        pairs = zip(self._encoders.hooks, features, strict=True)
+        outputs = [None if x is None else [replace(*hook.output, x)] for hook, x in pairs]
         return standing_in(self._encoders, outputs)
 
     def _keep_call(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
@@ -158,26 +161,47 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def standing_in(encoders: EncoderSet, outputs: Sequence[Sequence[Any]]) -> Iterator[None]:
+def standing_in(encoders: EncoderSet, outputs: Sequence[Sequence[Any] | None]) -> Iterator[None]:
     """Have the encoders put out other outputs; they are restored even after an error.
 
     Args:
         encoders: M encoders.
-        outputs: for each of them, the outputs of its runs in turn; over again after the last.
+        outputs: for each of them, the outputs of its runs in turn, over again after the last; None for its own
+            outputs for inputs of zeros.
     """
     modules, hooks = encoders.modules(), encoders.hooks
     own = [module.__dict__.get("forward") for module in modules]
+    handles = []
     try:
-        for module, hook, each in zip(modules, hooks, outputs, strict=True):
-            module.forward = _in_turn(each)
+        for parts, hook, each in zip(encoders.parts(), hooks, outputs, strict=True):
+            if each is None:
+                zeros = partial(_zero_inputs, hook.name)
+                handles.append(parts[0].register_forward_pre_hook(zeros, with_kwargs=True))
+            else:
+                parts[-1].forward = _in_turn(each)
             hook.passing = True
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for module, hook, forward in zip(modules, hooks, own, strict=True):
             hook.passing = False
             module.__dict__.pop("forward", None)
             if forward is not None:
                 module.forward = forward
+
+
+def _zero_inputs(name: str, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> Any:
+    inputs: Any = (arguments, keywords)
+    found = list(floating_tensors(inputs))
+    if not found:
+        raise ValueError(
+            f"encoder {name!r}: AGM(zero='inputs') zeroes its floating-point inputs, and it takes none: take "
+            "zero='features'"
+        )
+    for path, tensor in found:
+        inputs = replace(inputs, path, torch.zeros_like(tensor))
+    return inputs
 
 
 def _in_turn(outputs: Sequence[Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -32,9 +32,12 @@ class Encoder:
             it off the encoder, or refuses where that is ambiguous.
         mask: which positions of the features count in the default classifier's mean, `[B, positions]`, True or 1 where
             they do: the name of an input of the encoder, or a function of its inputs.
+        shared: what to do about parameters that this encoder shares with another one or with the rest of the model.
+            `"refuse"`, or `"leave"`: coefficients then leave them alone, which takes `apply="gradient"` or `"update"`.
+            The combiner still acts at both encoders' outputs, and the parameters get the sum of what it lets through.
 
     Raises:
-        ValueError: `layout` is not a valid layout.
+        ValueError: `layout` is not a valid layout, or `shared` is neither of the two.
 
     >>> Encoder("bert", output="last_hidden_state", mask="attention_mask").layout is None
     True
@@ -45,12 +48,15 @@ class Encoder:
     classifier: Any = None
     layout: str | Callable[..., Tensor] | None = None
     mask: str | Callable[..., Tensor] | None = None
+    shared: Literal["refuse", "leave"] = "refuse"
 
     def __post_init__(self) -> None:
         if callable(self.output):
             raise TypeError(
                 "output must say where the features are; pass a function as Encoder(..., layout=function)"
             )
+        if self.shared not in ("refuse", "leave"):
+            raise ValueError(f"shared must be 'refuse' or 'leave', got {self.shared!r}")
         self.read_layout()
 
     def read_layout(self) -> Layout | Callable[..., Tensor] | None:

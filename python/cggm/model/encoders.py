@@ -14,10 +14,10 @@ from ..junctions.features import make_junctions
 from ..junctions.hook import EncoderHook
 from ..junctions.layouts import Layout, layout_of
 from ..policies.plan import Plan
-from .checks import check_disjoint
 from .encoder import Encoder
 from .gradient_record import GradientRecord, JointShares
 from .lookup import find_module, reached, submodule, unwrap
+from .sharing import check_left_out, shared_parameters
 
 Parameters = list[tuple[Tensor, int]]  # with the indices of their modalities
 
@@ -31,7 +31,7 @@ class EncoderSet:
         plan: its combiner, its dropout, and what its coefficients scale.
 
     Raises:
-        ValueError: fewer than two modalities, a name that does not exist, nested encoders, a shared parameter.
+        ValueError: a name that does not exist, overlapping encoders, a shared parameter.
     """
 
     def __init__(self, model: nn.Module, encoders: Mapping[str, Encoder], plan: Plan) -> None:
@@ -44,6 +44,7 @@ class EncoderSet:
         self._handles: list[Any] = []
         self._tables: dict[str, Tensor] = {}  # [M] each; one address for good, as CUDA graphs need
         self._parameters: Parameters | None = None
+        self._shared: set[Tensor] = set()
         self._checked: Parameters | None = None  # the list that the optimizer was compared with
         dropout = plan.dropout
         self.mask = None if dropout is None else DropoutMask(dropout.rates(len(encoders)), self.names, model)
@@ -65,7 +66,9 @@ class EncoderSet:
         self.record = GradientRecord(self.hooks)
         self.shares = JointShares(self.hooks)
         self._takes_inputs = [callable(e.layout) or e.mask is not None for e in encoders.values()]
-        check_disjoint(self.paths, dict(zip(self.names, self.parts(), strict=True)))
+        self.unbalanced = 0  # forward passes that no balanced loss was made of, since `unbalanced_runs`
+        self._leave = {name for name, encoder in encoders.items() if encoder.shared == "leave"}
+        check_left_out(self.shared_parameters(), self._leave, plan)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}  # the junctions' views would become copies
@@ -86,11 +89,20 @@ class EncoderSet:
         return [modules[-1] for modules in self.parts()]
 
     def encoder_parameters(self) -> Parameters:
-        """Every parameter of the encoders with the index of its modality, remembered until `refresh`."""
+        """Every parameter that one encoder has for itself, with the index of its modality, until `refresh`."""
         if self._parameters is None:
-            owned = [dict.fromkeys(p for m in modules for p in m.parameters()) for modules in self.parts()]
-            self._parameters = [(p, i) for i, parameters in enumerate(owned) for p in parameters]
+            parts = self.parts()
+            self._shared = shared_parameters(
+                self._model, dict(zip(self.names, parts, strict=True)), self._leave
+            )
+            owned = [dict.fromkeys(p for m in modules for p in m.parameters()) for modules in parts]
+            self._parameters = [(p, i) for i, own in enumerate(owned) for p in own if p not in self._shared]
         return self._parameters
+
+    def shared_parameters(self) -> set[Tensor]:
+        """Parameters that belong to several encoders, or to one and the rest of the model."""
+        self.encoder_parameters()
+        return self._shared
 
     def have_gradients(self) -> bool:
         """Whether any encoder's parameter has a gradient now, or none can get one."""
@@ -157,6 +169,7 @@ class EncoderSet:
             for hook in hooks
         ]
         longest = max(kept, key=len)
+        self.unbalanced += max(0, *(hook.trained - len(longest) for hook in hooks))
         for hook, numbers in zip(hooks, kept, strict=True):
             if all(x.grad_fn is None for x in hook.features):  # frozen: its runs go with the others'
                 numbers = range(max(len(hook.features) - len(longest), 0), len(hook.features))
@@ -171,6 +184,12 @@ class EncoderSet:
     def have_run(self) -> bool:
         """Whether the encoders ran, with gradients, since their features were last forgotten."""
         return any(hook.features for hook in self.hooks)
+
+    def unbalanced_runs(self) -> int:
+        """How many forward passes of this step, in training mode, had no part in a balanced loss; counts anew then."""
+        found = self.unbalanced + max(hook.trained for hook in self.hooks)
+        self.unbalanced = 0
+        return found
 
     def forget(self) -> None:
         """Drop captured features, and with them the graph of the last forward pass."""

@@ -96,11 +96,12 @@ class JointShares:
         self._table.zero_()
 
     def squared(self) -> Tensor | None:
-        """Squared shares `‖g_m‖² / ‖g‖²` `[M]`, over all ranks.
+        """Squared shares `‖g_m‖² / ‖g‖²` `[M + 2]` over all ranks: of the encoders, 1 for the rest, of all encoders.
 
         1 where nothing has been measured; None where the junctions do not measure.
         """
         if self._table is None:
             return None
-        squares = sum_over_ranks(self._table)
+        squares = sum_over_ranks(self._table)  # [M, 2]
+        squares = torch.cat([squares, torch.ones_like(squares[:1]), squares.sum(0, keepdim=True)])
         return torch.where(squares[:, 1] > 0, squares[:, 0] / squares[:, 1], 1.0)

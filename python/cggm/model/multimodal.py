@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +15,9 @@ from ..distributed.context import DistributedContext
 from ..policies.plan import Plan
 from ..policies.scores import MaskedScores
 from ..torch_private import first_parameter, own_parameter
+from ..user_warning import warn_user
 from .captured import CapturedRun, read_run
-from .checks import check_apart, check_head, check_model, stored_weight
+from .checks import check_head, check_head_apart, check_model, stored_weight
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers, no_classifiers
 from .coalitions import CoalitionForward
 from .encoder import Encoder
@@ -61,8 +61,7 @@ class MultimodalModel:
         self._head_path: str | None = path
         check_head(plan, found, path)
         self.encoders = EncoderSet(self.module, encoders, plan)
-        own = self.encoders.encoder_parameters()
-        check_apart(self.module, self.encoders.paths, own, self._head_path)
+        check_head_apart(self.encoders.paths, self._head_path)
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
         fused = read_fused(choices, path, context.sharded)
@@ -167,7 +166,9 @@ class MultimodalModel:
 
     def gradients_were_cleared(self) -> bool:
         """Whether gradients that went backward are gone; sharded ones may only not have been reduced yet."""
-        return not self.context.sharded and not self.encoders.have_gradients()
+        trained = [p for p, _ in self.encoders.encoder_parameters() if p.requires_grad]
+        trained = trained or [p for p in self.classifiers.parameters() if p.requires_grad]
+        return not self.context.sharded and bool(trained) and all(p.grad is None for p in trained)
 
     def forget(self) -> None:
         """Drop what has been kept of the last forward pass."""
@@ -189,10 +190,9 @@ class MultimodalModel:
         trained = {i for p, i in self.encoders.encoder_parameters() if p.requires_grad}
         for index, name in enumerate(self.encoders.names):
             if index not in trained:
-                warnings.warn(
-                    f"encoder {name!r} is frozen or has no parameters: its score counts, but there is nothing to "
-                    "modulate",
-                    stacklevel=5,
+                warn_user(
+                    f"encoder {name!r} is frozen or has no parameters of its own: its score counts, but there is "
+                    "nothing to modulate"
                 )
         known = {p for group in optimizer.param_groups for p in group["params"]}
         own = [(f"{ATTACHED}.{name}", p) for name, p in self.classifiers.own_parameters() if p not in known]

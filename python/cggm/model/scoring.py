@@ -119,7 +119,7 @@ def _score_run(
     """Of one forward pass: the unimodal losses `[M]` with their graphs, the scores `[R, M]`, the responses."""
     losses, outputs = model.classifiers(run.features, task, target, masks=run.masks, fit=fit)
     reader = plan.reads("responses")
-    attribution = None if reader is None else model.coalitions.attribute(reader.permutations)
+    attribution = None if reader is None else model.coalitions.attribute(reader.permutations, reader.zero)
     rows: list[Tensor] = []
     for role in plan.scorers:
         if role is None or role.score_kind == "loss":

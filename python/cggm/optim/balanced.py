@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from ..policies import Policy
 from ..policies.base import CoefficientUpdate, ScaleTarget
 from ..policies.plan import Plan
 from ..torch_private import disable_dynamo
+from ..user_warning import warn_user
 from . import checkpoint, direction
 from .base import OptimizerWrapper
 from .step import StepExecutor
@@ -36,6 +36,7 @@ class BalancedOptimizer(OptimizerWrapper):
     _executor: StepExecutor
     _buffers: GradientBuffers | None
     _unbalanced: int  # steps in a row without balance()
+    _warned: bool  # of forward passes without balance(), in a step with it
     _fresh: bool  # no classifier has been trained yet, so a guessed width may still be corrected
 
     @property
@@ -105,14 +106,22 @@ class BalancedOptimizer(OptimizerWrapper):
         return self.uses_fused_step
 
     def _notice_unbalanced(self) -> None:
-        """Warn once where the encoders train step after step and `balance()` never comes."""
-        forgotten = self._state.update is None and self.active and self._model.encoders.have_run()
+        """Warn once where the encoders train and `balance()` never comes, or not for every micro-batch."""
+        encoders = self._model.encoders
+        forgotten = self._state.update is None and self.active and encoders.have_run()
+        runs = encoders.unbalanced_runs()
+        if runs and self._state.update is not None and self.active and not self._warned:
+            self._warned = True
+            warn_user(
+                f"{runs} forward pass(es) of this step did not go through balance(): if their losses went backward, "
+                "they trained the model jointly. Call balance() once for each micro-batch, and run passes that train "
+                "nothing under torch.no_grad()"
+            )
         self._unbalanced = self._unbalanced + 1 if forgotten else 0
         if self._unbalanced == _FORGOTTEN:
-            warnings.warn(
+            warn_user(
                 f"the encoders ran in {_FORGOTTEN} steps without balance(), so that the model trains jointly: call "
-                "loss = optimizer.balance(loss, target) before backward(), or set optimizer.active = False",
-                stacklevel=4,
+                "loss = optimizer.balance(loss, target) before backward(), or set optimizer.active = False"
             )
 
     def flatten_gradients(self) -> None:

@@ -119,12 +119,10 @@ class StepExecutor:
             updates: `[M]`, coefficients that scale the updates, or None.
         """
         owner = self._owner()
-        modalities = len(self._model.encoders.names)
+        rest = len(self._model.encoders.names)
 
-        def extended(
-            scale: Tensor | None,
-        ) -> Tensor | None:  # [M + 1]; the last entry is for the rest of the model
-            return None if scale is None else torch.cat([scale, scale.new_ones(1)])
+        def extended(scale: Tensor | None) -> Tensor | None:  # [M + 2], 1 for what no coefficient scales
+            return None if scale is None else torch.cat([scale, scale.new_ones(2)])
 
         gradients = state.update.coefficients if state.left_to_step else None
         grad_scale, update_scale = extended(gradients), extended(updates)
@@ -138,7 +136,7 @@ class StepExecutor:
                 return _NONE
             device = parameters[0].device
             return Modulation(
-                owner=[owner.get(id(p), modalities) for p in parameters],
+                owner=[owner.get(id(p), rest) for p in parameters],
                 grad_scale=None if grad_scale is None else grad_scale.to(device),
                 update_scale=None if update_scale is None else update_scale.to(device),
             )
@@ -173,13 +171,13 @@ class StepExecutor:
                 foreach_mul_(gradients, factor.to(gradients[0].device))
 
     def _clipped(self) -> list[tuple[Tensor, int]]:
-        """Parameters whose gradients are clipped, with their places in `[M + 1]`; without the classifiers' own."""
+        """Parameters whose gradients are clipped, with their places in `[M + 2]`; without the classifiers' own."""
         owner, rest = self._owner(), len(self._model.encoders.names)
         found = (p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None)
         return [(p, place) for p in found if (place := owner.get(id(p), rest)) >= 0]
 
     def _squared_norms(self, clipped: Sequence[tuple[Tensor, int]]) -> Tensor:
-        """Squared gradient norms `[M + 1]`: of the encoders, and of the rest of the model."""
+        """Squared gradient norms `[M + 2]`: of the encoders, the rest of the model, the encoders' shared parameters."""
         ones = self._ones(clipped[0][0].device if clipped else None)
         return gradient_norms(sorted(clipped, key=lambda pair: pair[1]), ones).double().square()
 
@@ -190,7 +188,7 @@ class StepExecutor:
         return sum((s.to(sums[0].device) for s in sums[1:]), sums[0]) if sums else self._ones(None).double()
 
     def _ones(self, device: torch.device | None) -> Tensor:
-        return constant((1.0,) * (len(self._model.encoders.names) + 1), device or torch.device("cpu"))
+        return constant((1.0,) * (len(self._model.encoders.names) + 2), device or torch.device("cpu"))
 
     def _clip_factor(self, state: StepState, squared: Tensor) -> Tensor:
         """The factor, at most 1, that clips the model's gradient to the smaller of two limits.
@@ -199,24 +197,28 @@ class StepExecutor:
 
         Args:
             state: the state of this step.
-            squared: `[M + 1]`, squared gradient norms of the encoders and of the rest of the model.
+            squared: `[M + 2]`, as from `_squared_norms`.
         """
         norm = squared.sum().sqrt()
         factor = torch.ones_like(norm)
         if state.plan.bounds_step and state.update is not None:
-            shares = self._model.encoders.shares.squared().to(squared)
-            joint = (squared * torch.cat([shares, squared.new_ones(1)])).sum().sqrt()
+            joint = (squared * self._model.encoders.shares.squared().to(squared)).sum().sqrt()
             factor = state.limit(joint) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         if self._optimizer.max_norm is not None:
             factor = torch.minimum(factor, self._optimizer.max_norm / (norm + 1e-6))
         return factor.clamp(max=1.0).float()
 
     def _owner(self) -> dict[int, int]:
-        """Index into the scales by parameter id: the modality, or -1 for classifiers; the rest has no entry."""
+        """Index into the scales by parameter id: the modality, M + 1 for parameters that encoders share, or -1 for
+        classifiers; the rest has no entry.
+        """
         parameters = self._model.encoders.encoder_parameters()
         if self._known[0] is not parameters:
             # A head that the classifiers share is the model's own, and is scaled and clipped with it.
             shared = set(map(id, self._model.own_parameters()))
             classifiers = {id(p): -1 for p in self._model.classifiers.parameters() if id(p) not in shared}
-            self._known = (parameters, {id(p): i for p, i in parameters} | classifiers)
+            between = dict.fromkeys(
+                map(id, self._model.encoders.shared_parameters()), len(self._model.encoders.names) + 1
+            )
+            self._known = (parameters, {id(p): i for p, i in parameters} | between | classifiers)
         return self._known[1]

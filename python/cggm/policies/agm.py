@@ -25,13 +25,13 @@ _LARGEST = 10.0  # bound on the exponent of the coefficients, so that no single 
 class AGM(Coefficients):
     """Weights each modality's response to the loss by how far it deviates from its running average.
 
-    Shapley values split the head's output into mono-modal responses `m_i`, using forward passes with some modalities'
-    features zeroed; the responses add up to the output. `s_i` is the mean over the batch of
+    Shapley values split the head's output into mono-modal responses `m_i`, using forward passes with some modalities
+    zeroed; the responses add up to the output. `s_i` is the mean over the batch of
     `−log max(softmax(m_i)[y], 1e-8)`, `r_i = exp(M/(M−1) (s̄ − s_i))`; the same of the running means `R_i` of `s_i`
     gives `q_i`. The gradient that enters `m_i` from the loss is multiplied by `exp(α (q_i − r_i))` (section 3 of the
     paper; the exponent is clamped to ±10). It works with any fusion whose forward function calls each encoder once.
 
-    The masked passes run only the fusion, in evaluation mode. There are `2^M − 2` of them for up to 4 modalities, and
+    The masked passes run in evaluation mode. There are `2^M − 2` of them for up to 4 modalities, and
     at most `2 (M − 1)` for each of the `permutations` sampled orders for more.
 
     `optimizer.statistics["competition"]` is `s_i` minus the unimodal classifier's loss on the same features: how much
@@ -41,9 +41,12 @@ class AGM(Coefficients):
     Args:
         alpha: α `>= 0`.
         permutations: number of sampled orders for more than 4 modalities, `>= 1`.
+        zero: `"features"` zeroes what an encoder puts out, and runs only the fusion again. `"inputs"` zeroes the
+            floating-point inputs of the encoder and runs it again, as the authors' script does: what its biases and
+            normalization layers make of zeros then counts as the response to nothing.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument outside its range; with `zero="inputs"`, an encoder without a floating-point input.
 
     >>> policy = AGM(1.0)
     >>> state = policy.initial_state(torch.zeros(2))
@@ -54,6 +57,7 @@ class AGM(Coefficients):
     alpha: float = 1.0
     _: KW_ONLY
     permutations: int = 4  # type: ignore[misc]
+    zero: Literal["features", "inputs"] = "features"
     # It scales the responses' gradients of the user's loss, before a combiner acts and without terms added to the loss.
     excludes: ClassVar[tuple[str, ...]] = ("combiner", "objective")
     score_source: ClassVar[ScoreSource] = "responses"
@@ -63,6 +67,8 @@ class AGM(Coefficients):
         check_range("alpha", self.alpha, 0.0)
         if not isinstance(self.permutations, int) or self.permutations < 1:
             raise ValueError(f"permutations must be a whole number, 1 or more, got {self.permutations!r}")
+        if self.zero not in ("features", "inputs"):
+            raise ValueError(f"zero must be 'features' or 'inputs', got {self.zero!r}")
 
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
         """Only `"feature"`: the coefficients act where the responses enter the loss."""

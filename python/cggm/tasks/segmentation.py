@@ -28,6 +28,9 @@ class Segmentation:
         regions: groups of classes that are scored together; None for every class but the background, class 0.
         ignore_index: the class index of pixels that do not count, neither in the loss nor in the scores. Where no pixel
             counts, loss and scores are NaN, and the wrapper leaves the modality out of this step.
+        released: the formulas of the CGGM paper's script. The loss's Dice is one ratio over all classes but the
+            background, `2 Σ p t / (Σ p + Σ t + 0.01)`. The score is the mean over regions of the mean over samples of
+            `2 (|A ∩ B| + 0.001) / (|A| + |B| + 0.002)`.
 
     Raises:
         ValueError: a negative weight, an empty region.
@@ -41,6 +44,7 @@ class Segmentation:
     class_weights: tuple[float, ...] | None = None
     regions: tuple[tuple[int, ...], ...] | None = None
     ignore_index: int = -100
+    released: bool = False
 
     def __post_init__(self) -> None:
         if self.class_weights is not None and min(self.class_weights, default=-1.0) < 0:
@@ -94,10 +98,14 @@ class Segmentation:
         true = (
             target[:, None] == numbers
         ).float()  # [B, C, ...]; one_hot would look at the values on the host
-        others = [0, *range(2, output.ndim)]
         probabilities = output.softmax(1) * counted[:, None]
-        both = (probabilities * true).sum(others)  # [C]
-        dice = (2 * both + _SMOOTHING) / (probabilities.sum(others) + true.sum(others) + _SMOOTHING)
+        if self.released:
+            found, true = probabilities[:, 1:], true[:, 1:]
+            dice = 2 * (found * true).sum() / (found.sum() + true.sum() + 0.01)
+        else:
+            others = [0, *range(2, output.ndim)]
+            both = (probabilities * true).sum(others)  # [C]
+            dice = (2 * both + _SMOOTHING) / (probabilities.sum(others) + true.sum(others) + _SMOOTHING)
         entropy = F.cross_entropy(output, target, weight=weight, ignore_index=self.ignore_index)
         return 0.5 * entropy + 0.5 * (1 - dice.mean())
 
@@ -117,10 +125,16 @@ class Segmentation:
             raise ValueError(f"regions names classes of {regions}, but the output has {classes} classes")
         rows = tuple(tuple(float(i in region) for i in range(classes)) for region in regions)
         member = constant(rows, output.device)  # [R, C]
-        mask = counted.flatten()
-        found = member[:, output.argmax(1).flatten()] * mask  # [R, pixels]
-        true = member[:, target.masked_fill(~counted, 0).flatten()] * mask
-        dice = (2 * (found * true).sum(1) + _SMOOTHING) / (found.sum(1) + true.sum(1) + _SMOOTHING)
+        mask = counted.flatten(1)  # [B, pixels]
+        found = member[:, output.argmax(1).flatten(1)] * mask  # [R, B, pixels]
+        true = member[:, target.masked_fill(~counted, 0).flatten(1)] * mask
+        if self.released:
+            dice = 2 * ((found * true).sum(2) + 1e-3) / (found.sum(2) + true.sum(2) + 2e-3)  # [R, B]
+            samples = mask.any(1)
+            dice = dice.masked_fill(~samples, 0).sum(1) / samples.sum()
+        else:
+            sizes = found.sum((1, 2)) + true.sum((1, 2))
+            dice = (2 * (found * true).sum((1, 2)) + _SMOOTHING) / (sizes + _SMOOTHING)
         return dice.masked_fill(~mask.any(), torch.nan)
 
     def score(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:

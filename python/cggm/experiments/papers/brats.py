@@ -194,7 +194,9 @@ def build(path: Path) -> Recipe:
         encoders={name: f"encoders.{name}" for name in SEQUENCES},
         head="head",
         classifiers=None,
-        task=Segmentation(class_weights=(0.2, 0.3, 0.25, 0.25), regions=((1, 2, 3), (1, 3), (3,))),
+        task=Segmentation(
+            class_weights=(0.2, 0.3, 0.25, 0.25), regions=((1, 2, 3), (1, 3), (3,)), released=True
+        ),
         optimizer=lambda parameters: torch.optim.SGD(
             parameters, lr=RATES[1], momentum=0.9, weight_decay=3e-4
         ),
