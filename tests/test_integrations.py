@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import with_accelerate
 import with_lightning
 import with_transformers
-from helpers import flat
+from helpers import flat, small_model, wrap
 
 KINDS = [with_transformers.ClipClassifier, with_transformers.LlavaClassifier]
 
@@ -66,3 +67,10 @@ def test_the_trainer_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     saved = str(tmp_path / "a" / "checkpoint-10")
     resumed = with_transformers.main(kind, 20, str(tmp_path / "b"), resume_from_checkpoint=saved)
     assert torch.equal(flat(resumed.model), flat(whole.model))
+
+
+def test_an_optimizer_that_accelerate_prepared_is_refused():
+    model = small_model()
+    prepared = Accelerator(cpu=True).prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"make the wrapper around the plain optimizer, then .*prepare"):
+        wrap(model, prepared)

@@ -119,7 +119,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._buffers: GradientBuffers | None = None
         self._diagnostics: Mapping[str, Tensor] = {}
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
-        self._unbalanced, self._warned = 0, False
+        self._unbalanced, self._warned = 0, set()
         self.statistics = Statistics({})
 
     @disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
@@ -147,6 +147,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             ValueError: a loss that is not 0-dimensional, a target of the wrong shape, or `present` that does not fit.
         """
         check_loss(loss)
+        self._notice_modes()
         state, model = self._state, self._model
         fit = self._fresh and model.context.start()
         scores = score_modalities(

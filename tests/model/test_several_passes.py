@@ -256,3 +256,45 @@ def test_a_frozen_encoder_counts_with_the_others():
     optimizer.balance(siamese_loss(model, pair, target), target).backward()
     optimizer.step()
     assert nn.utils.parameters_to_vector(model.encoders["image"].parameters()).isfinite().all()
+
+
+def test_an_evaluation_with_gradients_between_forward_and_balance_changes_nothing():
+    results = []
+    for looks in (False, True):
+        model = small_model()
+        optimizer = wrap(model, policy=NormEqualization() + ModalityDropout(0.5))
+        torch.manual_seed(0)
+        for inputs, target in batches(3):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(*inputs), target)
+            if looks:
+                model.eval()
+                for _ in range(2):
+                    model(*[x[:5] for x in inputs])
+                model.train()
+                assert [len(hook.features) for hook in optimizer._model.encoders.hooks] == [2, 2]
+            optimizer.balance(loss, target).backward()
+            optimizer.step()
+        results.append(flat(model))
+    assert torch.equal(*results)
+
+
+def test_dropout_in_evaluation_mode_is_said_once():
+    model = small_model()
+    optimizer = wrap(model, policy=UnimodalLosses() + ModalityDropout(0.5))
+    model.eval()
+    with pytest.warns(UserWarning, match="evaluation mode, in which modality dropout drops nothing"):
+        train(model, optimizer, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, steps=1)
+
+
+def test_classifiers_that_were_frozen_with_the_model_are_said():
+    model = small_model()
+    optimizer = wrap(model, policy=UnimodalLosses())
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith("unimodal_classifiers"))
+    with pytest.warns(UserWarning, match=r"classifiers of \['audio', 'image'\] are frozen"):
+        train(model, optimizer, steps=1)

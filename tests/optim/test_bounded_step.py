@@ -175,3 +175,19 @@ def test_a_checkpoint_of_the_rule_without_bounds_loads_and_one_with_bounds_resum
     resumed.load_state_dict(saved[1])
     train(again, resumed, steps=2, seed=8)
     assert torch.equal(flat(again), flat(model))
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_a_backward_pass_that_makes_a_graph_of_itself(record):
+    """`create_graph=True`, as for gradient penalties, changes no figure."""
+    results = []
+    for makes_graph in (False, True):
+        model = small_model()
+        optimizer = wrap(model, policy=NormEqualization(bounded=True))
+        optimizer.record = record
+        ((inputs, target),) = batches(1)
+        loss = F.cross_entropy(model(*inputs), target)
+        optimizer.balance(loss, target).backward(create_graph=makes_graph)
+        optimizer.step()
+        results.append(flat(model).detach())
+    assert torch.equal(*results)

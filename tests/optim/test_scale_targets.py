@@ -8,6 +8,7 @@ import torch
 from cggm import CGGM, UnimodalLosses
 from cggm.optim.direction import rotate_
 from cggm.policies import Coefficients, CoefficientUpdate
+from cggm.policies.adaptive import is_adaptive
 from helpers import backward, batches, flat, small_model, train, wrap
 
 THREE = ("audio", "image", "text")
@@ -245,3 +246,17 @@ def test_update_with_frozen_encoders_and_nothing_balanced():
 
     optimizer.step(closure)
     assert not torch.equal(flat(model), before)
+
+
+def test_an_optimizer_around_another_is_linear_where_that_one_is():
+    parameters = [torch.nn.Parameter(torch.ones(1))]
+
+    def around(optimizer, name="optimizer"):
+        outer = object.__new__(torch.optim.Optimizer)
+        setattr(outer, name, optimizer)
+        return outer
+
+    sgd, adam = torch.optim.SGD(parameters, lr=0.1), torch.optim.Adam(parameters)
+    assert not is_adaptive(around(sgd))
+    assert not is_adaptive(around(around(sgd, "base"), "base_optimizer"))
+    assert is_adaptive(around(adam))

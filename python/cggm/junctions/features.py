@@ -116,10 +116,12 @@ class Junction:
         """Add the squared norms, or the dot products, of one backward pass."""
         if self._squares is not None:
             wide = torch.promote_types(combined.dtype, torch.float32)
-            norms = [torch.linalg.vector_norm(g, dtype=wide) for g in (multimodal, combined)]
+            norms = [torch.linalg.vector_norm(g.detach(), dtype=wide) for g in (multimodal, combined)]
             self._squares.add_(torch.stack(norms).square().to(self._squares.device))
         if self._gram is not None:
-            rows = torch.stack([g.flatten().float() for g in (multimodal, unimodal, combined)])  # [3, N]
+            rows = torch.stack(
+                [g.detach().flatten().float() for g in (multimodal, unimodal, combined)]
+            )  # [3, N]
             self._gram.add_((rows @ rows.T).to(self._gram.device))
 
     def coefficient(self, like: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class EncoderHook:
         junction: splits them.
         mask: drops the modality from some samples, or None.
         layout: tells which axis of the features holds the samples; None for the first.
-        model: while it is in evaluation mode, only the latest run is kept.
+        model: of runs in a row while it is in evaluation mode, only the latest is kept.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class EncoderHook:
         self.layout = layout
         self._model = model
         self.features: tuple[Tensor, ...] = ()  # of every run that has not been balanced
-        self.trained = 0  # how many of these runs were in training mode
+        self.modes: tuple[bool, ...] = ()  # whether each of these runs was in training mode
         self.inputs: tuple[Inputs, ...] = ()  # what made them, where `keep_inputs` is registered
         self.keeps_output = False
         self.output: tuple[Any, Path] | None = None  # all that the encoder put out, where `keeps_output`
@@ -65,8 +65,11 @@ class EncoderHook:
         inputs = (*arguments, *keywords.values())
         multimodal, unimodal = self.junction.split(features, dropped, module, inputs)
         if not again:
-            self.features = (*self.features, unimodal) if self._model.training else (unimodal,)
-            self.trained += self._model.training
+            kept = self._kept()
+            self.features, self.modes = (
+                (*self.features[:kept], unimodal),
+                (*self.modes[:kept], self._model.training),
+            )
             self.output = (output, path) if self.keeps_output else None
         if path and not self.others.done:
             return self.others.pass_on(output, path, multimodal, dropped, again)
@@ -76,19 +79,29 @@ class EncoderHook:
         """A second hook, before the encoder runs, where a mask or a layout is made of its inputs."""
         if self.owned and torch.is_grad_enabled() and not self.passing and not recomputing():
             inputs = arguments, keywords
-            self.inputs = (*self.inputs, inputs) if self._model.training else (inputs,)
+            self.inputs = (*self.inputs[: self._kept()], inputs)
+
+    @property
+    def trained(self) -> int:
+        """How many of the runs that have not been balanced were in training mode."""
+        return sum(self.modes)
+
+    def _kept(self) -> int:
+        """How many runs stay when another one comes: evaluation without `no_grad` must not pile up graphs."""
+        replaces = self.modes and not (self._model.training or self.modes[-1])
+        return len(self.modes) - 1 if replaces else len(self.modes)
 
     def keep_runs(self, numbers: Sequence[int]) -> None:
         """Forget all runs but these."""
         if self.inputs:
             self.inputs = tuple(self.inputs[number] for number in numbers)
         self.features = tuple(self.features[number] for number in numbers)
+        self.modes = tuple(self.modes[number] for number in numbers)
 
     def forget(self) -> None:
         """Drop what has been kept, and with it the graph of the forward pass."""
-        self.features = self.inputs = ()
-        self.output, self.trained = None, 0
+        self.features, self.inputs, self.modes, self.output = (), (), (), None
 
     def __getstate__(self) -> dict[str, Any]:
         # A graph can be neither copied nor pickled. A copy does nothing until its own wrapper takes it over.
-        return {**self.__dict__, "features": (), "output": None, "inputs": (), "owned": False}
+        return {**self.__dict__, "features": (), "modes": (), "output": None, "inputs": (), "owned": False}

@@ -168,7 +168,7 @@ class EncoderSet:
             [i for i, x in enumerate(hook.features) if x.grad_fn in found] or [len(hook.features) - 1]
             for hook in hooks
         ]
-        longest = max(kept, key=len)
+        longest, modes = max(kept, key=len), max((hook.modes for hook in hooks), key=len)
         self.unbalanced += max(0, *(hook.trained - len(longest) for hook in hooks))
         for hook, numbers in zip(hooks, kept, strict=True):
             if all(x.grad_fn is None for x in hook.features):  # frozen: its runs go with the others'
@@ -179,7 +179,7 @@ class EncoderSet:
                 )
             hook.keep_runs(numbers)
         if self.mask is not None and all(numbers == longest for numbers in kept):
-            self.mask.keep_draws(longest)
+            self.mask.keep_draws([sum(modes[:n]) for n in longest if modes[n]])  # evaluation draws nothing
 
     def have_run(self) -> bool:
         """Whether the encoders ran, with gradients, since their features were last forgotten."""

@@ -151,11 +151,12 @@ def explain(optimizer: Any, forward: Callable[[], Tensor], target: Tensor) -> Ex
 @contextmanager
 def _left_as_it_was(optimizer: Any) -> Iterator[None]:
     module = optimizer._model.module
-    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    buffers = {n: buffer.detach().clone() for n, buffer in module.named_buffers()}
     gradients = [(p, p.grad) for p in module.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
-    statistics = optimizer.statistics
+    statistics, guard = optimizer.statistics, optimizer._model.guard
+    skipped, guard.skipped = guard.skipped, None
     try:
         with torch.random.fork_rng():
             yield
@@ -167,7 +168,7 @@ def _left_as_it_was(optimizer: Any) -> Iterator[None]:
             parameter.grad = gradient
         optimizer._model.forget()
         optimizer._state.clear()
-        optimizer.statistics = statistics
+        optimizer.statistics, guard.skipped = statistics, skipped
 
 
 @contextmanager
@@ -209,7 +210,7 @@ def _watching(encoders: Any, reports: list[EncoderReport]) -> Iterator[None]:
 
 def _note(report: EncoderReport, name: str) -> Callable[[Tensor], None]:
     def note(gradient: Tensor | None) -> None:
-        if gradient is not None:  # a hook is also called for a branch that no loss has used
+        if gradient is not None:  # None: no loss has used this branch
             setattr(report, name, (getattr(report, name) or 0.0) + float(gradient.float().norm()))
 
     return note

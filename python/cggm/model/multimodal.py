@@ -184,10 +184,11 @@ class MultimodalModel:
 
         Args:
             optimizer: gets a group of those classifier parameters that are neither the model's nor its already.
-            lr: the group's learning rate; None for that of the group whose options it takes: the head's, or the
-                first where the optimizer does not have the head.
+            lr: the group's learning rate; None for that of the group whose options it takes: the head's, or without
+                a head the first that has a parameter outside the encoders, or the first.
         """
-        trained = {i for p, i in self.encoders.encoder_parameters() if p.requires_grad}
+        owned = self.encoders.encoder_parameters()
+        trained = {i for p, i in owned if p.requires_grad}
         for index, name in enumerate(self.encoders.names):
             if index not in trained:
                 warn_user(
@@ -196,8 +197,9 @@ class MultimodalModel:
                 )
         known = {p for group in optimizer.param_groups for p in group["params"]}
         own = [(f"{ATTACHED}.{name}", p) for name, p in self.classifiers.own_parameters() if p not in known]
-        groups, weight = optimizer.param_groups, self.head_weight
-        like = next((group for group in groups if any(p is weight for p in group["params"])), groups[0])
+        groups, weight, encoders = optimizer.param_groups, self.head_weight, {p for p, _ in owned}
+        after = [group for group in groups if not encoders.issuperset(group["params"])]
+        like = next((g for g in groups if any(p is weight for p in g["params"])), (after or groups)[0])
         group = {option: value for option, value in like.items() if option not in ("params", "param_names")}
         group["params"] = own if "param_names" in like else [p for _, p in own]
         if lr is not None:

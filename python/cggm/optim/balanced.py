@@ -36,7 +36,7 @@ class BalancedOptimizer(OptimizerWrapper):
     _executor: StepExecutor
     _buffers: GradientBuffers | None
     _unbalanced: int  # steps in a row without balance()
-    _warned: bool  # of forward passes without balance(), in a step with it
+    _warned: set[str]  # what has been said once
     _fresh: bool  # no classifier has been trained yet, so a guessed width may still be corrected
 
     @property
@@ -110,12 +110,12 @@ class BalancedOptimizer(OptimizerWrapper):
         encoders = self._model.encoders
         forgotten = self._state.update is None and self.active and encoders.have_run()
         runs = encoders.unbalanced_runs()
-        if runs and self._state.update is not None and self.active and not self._warned:
-            self._warned = True
-            warn_user(
+        if runs and self._state.update is not None and self.active:
+            self._warn_once(
+                "runs",
                 f"{runs} forward pass(es) of this step did not go through balance(): if their losses went backward, "
                 "they trained the model jointly. Call balance() once for each micro-batch, and run passes that train "
-                "nothing under torch.no_grad()"
+                "nothing under torch.no_grad()",
             )
         self._unbalanced = self._unbalanced + 1 if forgotten else 0
         if self._unbalanced == _FORGOTTEN:
@@ -123,6 +123,32 @@ class BalancedOptimizer(OptimizerWrapper):
                 f"the encoders ran in {_FORGOTTEN} steps without balance(), so that the model trains jointly: call "
                 "loss = optimizer.balance(loss, target) before backward(), or set optimizer.active = False"
             )
+
+    def _notice_modes(self) -> None:
+        """Warn once where modality dropout cannot act, or classifiers do not learn, in a training step."""
+        model = self._model
+        if model.encoders.mask is not None and not model.module.training and self.active:
+            self._warn_once(
+                "mode",
+                "the model is in evaluation mode, in which modality dropout drops nothing: call model.train(), and "
+                "eval() on what must not change, as batch normalization",
+            )
+        frozen = [
+            name
+            for name, module in model.classifiers.named_children()
+            if not next((p.requires_grad for p in module.parameters()), True)
+        ]
+        if frozen:
+            self._warn_once(
+                "frozen",
+                f"the unimodal classifiers of {frozen} are frozen: model.requires_grad_(False) freezes "
+                "them, too; call model.unimodal_classifiers.requires_grad_(True)",
+            )
+
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warn_user(message)
 
     def flatten_gradients(self) -> None:
         """From now on, every backward pass ends with all gradients in `gradient_buffers`; each `.grad` is a view.

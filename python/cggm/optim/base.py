@@ -40,6 +40,11 @@ class OptimizerWrapper(Optimizer):
     def __init__(self, base: Optimizer) -> None:
         if not isinstance(base, Optimizer) or isinstance(base, OptimizerWrapper):
             raise TypeError(f"optimizer must be a plain torch.optim.Optimizer, got {type(base).__name__}")
+        if any(cls.__module__.startswith("accelerate.") for cls in type(base).__mro__):
+            raise TypeError(
+                "optimizer was prepared by accelerate, which decides when to step it: make the wrapper around the "
+                "plain optimizer, then pass the wrapper to accelerator.prepare()"
+            )
         for refused, why in _REFUSED.items():
             if isinstance(base, getattr(optim, refused, ())):  # older versions of torch have no Muon
                 raise TypeError(f"optimizer cannot be {refused}: {why}")

@@ -13,14 +13,11 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .adaptive import is_adaptive
 from .base import Policy, Role, ScaleTarget
 from .roles import Coefficients, Combiner, Dropout
 from .scores import CLASSIFIERS, MaskedScores, Scores, check_scores
 from .unimodal import UnimodalLosses
-
-#: Optimizers whose update is linear in the gradient, by the name of their class or a base class. Every other optimizer
-#: counts as adaptive: `apply="auto"` then scales updates, which has the same effect with any optimizer.
-LINEAR_OPTIMIZERS = frozenset({"SGD", "ASGD", "SGDScheduleFree", "SGDW", "SGDP"})
 
 
 @dataclass(frozen=True)
@@ -168,17 +165,6 @@ def scale_targets(policy: Policy | Role, adaptive: bool) -> tuple[ScaleTarget, .
     if policy.combiner is not None and policy.combiner.combine_at == "parameters":
         choices = tuple(choice for choice in choices if choice != "feature")
     return choices
-
-
-def is_adaptive(optimizer: Optimizer) -> bool:
-    """Whether an optimizer is assumed to divide updates by the gradient's own scale; see `LINEAR_OPTIMIZERS`.
-
-    >>> import torch
-    >>> parameters = [torch.nn.Parameter(torch.ones(1))]
-    >>> is_adaptive(torch.optim.SGD(parameters, lr=0.1)), is_adaptive(torch.optim.AdamW(parameters))
-    (False, True)
-    """
-    return LINEAR_OPTIMIZERS.isdisjoint(cls.__name__ for cls in type(optimizer).__mro__)
 
 
 def _check_takes_weight(policy: Policy, names: str) -> None:
