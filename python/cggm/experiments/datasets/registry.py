@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from . import avdigits, multiview, uci, utd_mhad, watch, wiki
+from . import avdigits, combination, multiview, uci, utd_mhad, watch, wiki
 from .experiment import Experiment
 from .own import load_own
 
@@ -18,6 +18,8 @@ DATASETS: dict[str, Callable[[], Experiment]] = {
     "uci": uci.build,
     "uci-six": functools.partial(uci.build, *uci.VIEWS),
     "watch": watch.build,
+    "combination": combination.build,
+    "combination-many": functools.partial(combination.build, combination.MANY),
 }
 
 #: Data sets that the user has as files: name -> a function of their folder.
