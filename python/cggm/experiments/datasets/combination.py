@@ -1,7 +1,8 @@
 """Made data whose label depends on both modalities together: neither says anything about it by itself.
 
-The class is `(u + v) mod 4`, with `u` and `v` uniform in 0 to 3. One modality is a prototype of `u` plus noise, the other
-one of `v`. It is a case against balancing: all that a unimodal loss can teach here is to know the training rows by heart.
+The class is `(u + v) mod 4`, with `u` and `v` uniform in 0 to 3. One modality is a prototype of `u` plus noise, the
+other a prototype of `v` plus noise. It is a case against balancing: all that a unimodal loss can teach here is the
+training rows by heart.
 """
 
 from __future__ import annotations
