@@ -24,6 +24,7 @@ EXTRAS = {
 }
 # The rooms of python/cggm from the ground up: a room imports from those before it and from itself.
 ROOMS = (
+    "arguments",
     "constants",
     "user_warning",
     "deprecated",

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .arguments import check_flag
 from .deprecated import former_arguments
 from .distributed.context import DistributedContext
-from .model.checks import check_model
+from .model.checks import check_model, check_optimizer
 from .model.encoder import read_encoders
 from .model.gradient_buffers import GradientBuffers
 from .model.multimodal import MultimodalModel
@@ -100,7 +101,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         scores: str | Scores = "classifiers",
     ) -> None:
         super().__init__(optimizer)
-        check_model(model)
+        check_optimizer(optimizer, check_model(model))
         scores = find_scores(scores)
         self.task = (
             find_task("classification" if task is None else task) if scores.classifiers else ModelTask(task)
@@ -142,10 +143,11 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
                 and does not know about them, so a sample may lose its only modality.
 
         Raises:
-            RuntimeError: no forward pass since the last call, gradients disabled.
+            RuntimeError: no forward pass since the last call, gradients disabled, after `detach()`.
             TypeError: a task of your own that has no argument `present`, where `present` is passed.
             ValueError: a loss that is not 0-dimensional, a target of the wrong shape, or `present` that does not fit.
         """
+        self._check_attached("balance()")
         check_loss(loss)
         self._notice_modes()
         state, model = self._state, self._model
@@ -213,6 +215,8 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             RuntimeError: as `modulate()`; `fused=True` around an optimizer that the kernels cannot step.
         """
         state = self._state
+        if closure is not None and not callable(closure):
+            raise TypeError(f"closure must be a function or None, got {type(closure).__name__}")
         if closure is None:
             self._notice_unbalanced()
         result = self._executor.step(state, closure, self._modulate)
@@ -225,6 +229,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
     @disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget the scores of a step that was skipped."""
+        check_flag("set_to_none", set_to_none)
         self.statistics.close()
         self.base.zero_grad(set_to_none=set_to_none)
         self._state.drop_done()

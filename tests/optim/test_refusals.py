@@ -200,7 +200,7 @@ def test_balance_of_a_loss_per_sample(ready):
     ("spoil", "message"),
     [
         (lambda t: t[:5], r"the classifier's output is \[32, 3\], the target \[5\]"),
-        (lambda t: t.float(), r"class indices \[32\] \(integer\) or class probabilities \[32, 3\]"),
+        (lambda t: t.float(), r"class indices \[32\] \(int64 or uint8\) or class probabilities \[32, 3\]"),
         (lambda t: t[:, None], r"got \[32, 1\] of torch.int64"),
         (lambda t: t.sum(), r"the target \[\]"),
     ],

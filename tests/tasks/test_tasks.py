@@ -94,7 +94,7 @@ def test_confidence_of_a_map():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Segmentation(class_weights=(1.0, -1.0)), "class_weights must be"),
+        (lambda: Segmentation(class_weights=(1.0, -1.0)), r"class_weights\[1\] must be"),
         (lambda: Segmentation(regions=()), "regions must be"),
         (lambda: Segmentation(regions=((1,), ())), "regions must be"),
         (

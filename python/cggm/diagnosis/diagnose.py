@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from ..policies.base import check_range
+from ..arguments import check_range
 from ..tasks import Classification, MultiLabel, Task, find_task
 from . import probes
 from .report import ModalityReport, Report

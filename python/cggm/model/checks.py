@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 
 from ..policies.plan import Plan
 from ..torch_private import own_parameter, remove_hooks
@@ -38,6 +39,19 @@ def check_model(model: nn.Module) -> nn.Module:
     if hasattr(model, ATTACHED):
         raise ValueError(f"model already carries {ATTACHED}: call detach() on its former wrapper first")
     return model
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer of another model.
+
+    Raises:
+        ValueError: it has none of the model's parameters.
+    """
+    if {p for group in optimizer.param_groups for p in group["params"]}.isdisjoint(model.parameters()):
+        raise ValueError(
+            "optimizer has none of the model's parameters: make it from model.parameters(), after whatever replaces "
+            "them, as fully_shard() does"
+        )
 
 
 def check_head_apart(paths: Mapping[str, Sequence[str]], head_path: str | None) -> None:

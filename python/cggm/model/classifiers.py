@@ -140,8 +140,8 @@ def no_classifiers(choices: Mapping[str, Any], model: nn.Module) -> UnimodalClas
     Raises:
         ValueError: a modality has a classifier all the same, or a name that no submodule can have.
     """
+    _check_names(choices)
     for name, choice in choices.items():
-        _check_name(name)
         if choice is not None:
             raise ValueError(
                 f'encoders[{name!r}]: it has a classifier, which is used with scores="classifiers" only; leave one '
@@ -151,9 +151,13 @@ def no_classifiers(choices: Mapping[str, Any], model: nn.Module) -> UnimodalClas
     return UnimodalClassifiers({name: NoClassifier(like) for name in choices}, {})
 
 
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name or "." in name or hasattr(nn.Module(), name):
-        raise ValueError(f"encoders: {name!r} cannot name a submodule; call this modality something else")
+def _check_names(names: Iterable[Any]) -> None:
+    """Refuse names that no submodule can have, and the comma, which separates them in checkpoints."""
+    taken = UnimodalClassifiers({}, {})
+    for name in names:
+        text = isinstance(name, str) and name and not {".", ","} & set(name)
+        if not text or name == "placeholder" or hasattr(taken, name):
+            raise ValueError(f"encoders: {name!r} cannot name a submodule; call this modality something else")
 
 
 def build_classifiers(
@@ -180,10 +184,11 @@ def build_classifiers(
     """
     built: dict[str, nn.Module] = {}
     outputs: dict[str, str] = {}
+    _check_names(encoders)
     for name, encoder in encoders.items():
-        _check_name(name)
         choice = choices.get(name)
-        module, layer = choice if isinstance(choice, tuple) and len(choice) == 2 else (choice, None)
+        pair = isinstance(choice, tuple) and len(choice) == 2 and isinstance(choice[0], nn.Module)
+        module, layer = choice if pair else (choice, None)
         if not isinstance(module, nn.Module):
             module = _default(name, module, encoder, head)
         same = [other for other, its in built.items() if its is module]

@@ -37,7 +37,7 @@ class Encoder:
             The combiner still acts at both encoders' outputs, and the parameters get the sum of what it lets through.
 
     Raises:
-        ValueError: `layout` is not a valid layout, or `shared` is neither of the two.
+        TypeError, ValueError: an argument of another form.
 
     >>> Encoder("bert", output="last_hidden_state", mask="attention_mask").layout is None
     True
@@ -51,6 +51,19 @@ class Encoder:
     shared: Literal["refuse", "leave"] = "refuse"
 
     def __post_init__(self) -> None:
+        several = isinstance(self.module, (list, tuple))
+        if several and not self.module:
+            raise ValueError(
+                f"module must be a name, a module, or a list of one or more, got {self.module!r}"
+            )
+        steps = self.output if isinstance(self.output, tuple) and self.output else (self.output,)
+        named = all(isinstance(step, (int, str)) and not isinstance(step, bool) for step in steps)
+        if self.output is not None and not named and not callable(self.output):
+            raise TypeError(
+                f"output must be an index, a key or an attribute, or a tuple of them, got {self.output!r}"
+            )
+        if not (self.mask is None or callable(self.mask) or (isinstance(self.mask, str) and self.mask)):
+            raise TypeError(f"mask must name an input of the encoder, or be a function, got {self.mask!r}")
         if callable(self.output):
             raise TypeError(
                 "output must say where the features are; pass a function as Encoder(..., layout=function)"
@@ -73,6 +86,11 @@ class Encoder:
             return given
         if isinstance(given, tuple) and len(given) == 2:
             return cls(given[0], layout=given[1]) if callable(given[1]) else cls(*given)
+        if isinstance(given, tuple):
+            raise TypeError(
+                f"a tuple must be a pair (module, output), got {len(given)} elements; pass a list for an encoder of "
+                "several modules, Encoder(...) for more arguments"
+            )
         return cls(given)
 
 
@@ -81,10 +99,17 @@ def read_encoders(encoders: Any) -> dict[str, Encoder]:
 
     Raises:
         ValueError: `encoders` is not a mapping with at least two modalities.
+        TypeError, ValueError: one of them is no encoder.
     """
     if not isinstance(encoders, Mapping) or len(encoders) < 2:
         raise ValueError(
             "encoders must map at least two modality names to encoders, as in "
             f"{{'audio': 'audio_encoder', 'image': 'image_encoder'}}, got {encoders!r}"
         )
-    return {name: Encoder.of(given) for name, given in encoders.items()}
+    read = {}
+    for name, given in encoders.items():
+        try:
+            read[name] = Encoder.of(given)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"encoders[{name!r}]: {error}") from None
+    return read

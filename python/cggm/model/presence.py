@@ -43,8 +43,13 @@ def check_present(present: Mapping[str, Tensor | bool], names: Sequence[str]) ->
     if unknown:
         raise ValueError(f"present names {unknown}, but the modalities are {list(names)}")
     for name, mask in present.items():
-        if not isinstance(mask, bool) and not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
-            found = f"{mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        dense = isinstance(mask, Tensor) and mask.layout is torch.strided and not mask.is_meta
+        if not isinstance(mask, bool) and not (dense and mask.dtype == torch.bool):
+            found = (
+                f"{mask.dtype} of layout {mask.layout} on {mask.device}"
+                if isinstance(mask, Tensor)
+                else type(mask).__name__
+            )
             raise TypeError(
                 f"present[{name!r}] must be a bool tensor [B], True for the samples that have this modality, or one "
                 f"bool for all of them, got {found}"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import check_range
 from ..distributed.collectives import mean_over_ranks
-from ..policies.base import check_range
 from .coalitions import in_evaluation
 from .multimodal import MultimodalModel
 
@@ -56,6 +56,7 @@ def relearn(
         strength: λ `>= 0`; the authors' default.
 
     Raises:
+        TypeError: `initial` is no state dict.
         ValueError: targets of another form, fewer samples than classes, a parameter that `initial` lacks or has in
             another shape. Nothing has been changed then.
         RuntimeError: the parameters are sharded.
@@ -80,14 +81,19 @@ def _initial_parameters(
     model: MultimodalModel, initial: Mapping[str, Tensor]
 ) -> list[tuple[int, Tensor, Tensor]]:
     """The encoders' parameters with the indices of their modalities and their first values."""
+    if not isinstance(initial, Mapping):
+        raise TypeError(
+            f"initial must be the model's state dict before training, got {type(initial).__name__}"
+        )
     names = {p: name for name, p in model.module.named_parameters()}
     found = []
     for parameter, index in model.encoders.encoder_parameters():
         value = initial.get(names[parameter])
-        if value is None or value.shape != parameter.shape:
+        there = list(value.shape) if isinstance(value, Tensor) else value
+        if there != list(parameter.shape):
             raise ValueError(
                 f"initial must hold the model's state dict before training: {names[parameter]} is "
-                f"{list(parameter.shape)} here, and {None if value is None else list(value.shape)} there"
+                f"{list(parameter.shape)} here, and {there} there"
             )
         found.append((index, parameter, value))
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import check_flag
 from ..deprecated import warn_renamed
 from ..model.gradient_buffers import GradientBuffers
 from ..model.inspection import Explanation, explain
@@ -60,8 +61,7 @@ class BalancedOptimizer(OptimizerWrapper):
 
     @active.setter
     def active(self, active: bool) -> None:
-        if not isinstance(active, bool):
-            raise TypeError(f"active must be True or False, got {active!r}")
+        check_flag("active", active)
         self._state.plan = self._plan if active else self._plan.paused()
         self._state.remeasure()
         self._model.encoders.set_active(active)
@@ -78,8 +78,7 @@ class BalancedOptimizer(OptimizerWrapper):
 
     @record.setter
     def record(self, record: bool) -> None:
-        if not isinstance(record, bool):
-            raise TypeError(f"record must be True or False, got {record!r}")
+        check_flag("record", record)
         self._state.check_between_steps("record")
         if record:
             self._model.encoders.record.start(self._model.device)
@@ -155,7 +154,9 @@ class BalancedOptimizer(OptimizerWrapper):
 
         Raises:
             ValueError: `fully_shard` or DistributedDataParallel already manages the gradients' memory.
+            RuntimeError: after `detach()`.
         """
+        self._check_attached("flatten_gradients()")
         if self._buffers is None:
             self._buffers = GradientBuffers(self._model.module, self._model.encoders, self._model.context)
 
@@ -173,7 +174,10 @@ class BalancedOptimizer(OptimizerWrapper):
             forward: runs the model on the batch and returns the multimodal loss.
             target: the batch's target.
         """
+        self._check_attached("explain()")
         self._state.check_between_steps("explain()")
+        if not callable(forward):
+            raise TypeError(f"forward must be a function that runs the model, got {type(forward).__name__}")
         return explain(self, forward, target)
 
     @disable_dynamo
@@ -184,6 +188,7 @@ class BalancedOptimizer(OptimizerWrapper):
 
         See `cggm.model.relearning.relearn`.
         """
+        self._check_attached("relearn()")
         self._state.check_between_steps("relearn()")
         return relearn(self._model, train, validation, initial, strength)
 
@@ -201,6 +206,14 @@ class BalancedOptimizer(OptimizerWrapper):
         """
         if self._at_end.detach() is not None:
             self._model.detach(self.base)
+            self._state.clear()
+
+    def _check_attached(self, what: str) -> None:
+        if not self._at_end.alive:
+            raise RuntimeError(
+                f"{what} after detach(): the model has no classifiers and hooks any more; go on with optimizer.base, "
+                "or make a new CGGMOptimizerWrapper"
+            )
 
     def _disown_at_end(self) -> None:
         self._at_end = weakref.finalize(self, self._model.disown, self.base)  # neither refers to this object
@@ -226,11 +239,13 @@ class BalancedOptimizer(OptimizerWrapper):
             self._model.encoders.set_coefficients(update.coefficients, update.unimodal_weights)
 
     def _add_to_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._check_attached("state_dict()")
         state = self._state.state or direction.initial_state(self._plan, self._model)
         checkpoint.add_entries(state_dict, self.base, self._model.classifiers, state)
 
     @torch.inference_mode(False)  # tensors created in inference mode cannot be updated outside it
     def _load(self, state_dict: dict[str, Any]) -> None:
+        self._check_attached("load_state_dict()")
         classifiers, expected = self._model.classifiers, direction.initial_state(self._plan, self._model)
         entries = checkpoint.take_entries(state_dict, self.base, classifiers, expected, self._fresh)
         self._state.state = checkpoint.restore(self.base, classifiers, *entries)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import optim
 from torch.optim import Adagrad, Optimizer
 
+from ..arguments import check_range
 from ..torch_private import HOOK_TABLES, is_watched
 from .checkpoint_checks import check_containers
 from .fused import FusedStep
@@ -93,12 +94,16 @@ class OptimizerWrapper(Optimizer):
 
     @max_norm.setter
     def max_norm(self, value: float | None) -> None:
-        if value is not None and not value > 0:
-            raise ValueError(f"max_norm must be a positive number or None, got {value!r}")
+        if value is not None:
+            check_range("max_norm", value, 0.0)
+        if value == 0:
+            raise ValueError("max_norm must be a positive number or None, got 0")
         self._max_norm = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimizer."""
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            raise TypeError(f"param_group must be a dictionary with the field 'params', got {param_group!r}")
         self.base.add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:

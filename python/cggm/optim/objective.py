@@ -25,12 +25,14 @@ def check_loss(loss: Tensor) -> None:
         raise TypeError(
             f"loss must be a tensor, the multimodal loss with its graph, got {type(loss).__name__}"
         )
-    if not torch.is_grad_enabled() or not loss.requires_grad:
+    if not torch.is_grad_enabled() or loss.grad_fn is None:
         raise RuntimeError(
             "balance() needs a loss with a graph: call it outside torch.no_grad(), before backward()"
         )
-    if loss.ndim:
-        raise ValueError(f"loss must be 0-dimensional, as its mean over the batch, got {list(loss.shape)}")
+    if loss.ndim or loss.is_complex():
+        raise ValueError(
+            f"loss must be 0-dimensional, as its mean over the batch, and real, got {list(loss.shape)} of {loss.dtype}"
+        )
 
 
 def total_loss(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cggm.arguments import check_range, check_whole, check_word
 from cggm.tasks.calls import TaskCalls
 
-from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite, check_range
+from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, all_finite
 from .roles import Coefficients
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ class AGM(Coefficients):
 
     def __post_init__(self) -> None:
         check_range("alpha", self.alpha, 0.0)
-        if not isinstance(self.permutations, int) or self.permutations < 1:
-            raise ValueError(f"permutations must be a whole number, 1 or more, got {self.permutations!r}")
-        if self.zero not in ("features", "inputs"):
-            raise ValueError(f"zero must be 'features' or 'inputs', got {self.zero!r}")
+        check_whole("permutations", self.permutations, 1)
+        check_word("zero", self.zero, ("features", "inputs"))
 
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
         """Only `"feature"`: the coefficients act where the responses enter the loss."""

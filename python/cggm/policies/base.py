@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -110,6 +109,13 @@ class Policy:
         )
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            role = getattr(self, field.name)
+            if (role is not None and getattr(role, "slot", None) != field.name) or isinstance(role, type):
+                raise TypeError(
+                    f"{field.name} must be a role of that slot or None (add roles up with +, as in UnimodalLosses() + "
+                    f"CGGM()), got {role!r}"
+                )
         for role in self.roles:
             for slot in role.excludes:
                 if getattr(self, slot) is not None:
@@ -190,15 +196,3 @@ def mean_of_others(scores: Tensor, finite: Tensor) -> Tensor:
     """
     counted = scores.masked_fill(~finite, 0)
     return (counted.sum() - counted) / (finite.sum() - finite.to(scores.dtype))
-
-
-def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raise unless `low <= value <= high` and the value is finite; `name` is the argument's name in the error.
-
-    >>> check_range("rho", -1.0, 0.0)
-    Traceback (most recent call last):
-    ValueError: rho must be a number in [0, inf), got -1.0
-    """
-    if not isinstance(value, Real) or not low <= value <= high or not math.isfinite(value):
-        end = f"{high:g}]" if math.isfinite(high) else "inf)"
-        raise ValueError(f"{name} must be a number in [{low:g}, {end}, got {value!r}")

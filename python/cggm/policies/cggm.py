@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cggm.arguments import check_flag, check_range, check_word
 from cggm.deprecated import renamed_argument
 from cggm.tasks.calls import TaskCalls
 
-from .base import CoefficientUpdate, ScaleTarget, State, check_range, each_finite
+from .base import CoefficientUpdate, ScaleTarget, State, each_finite
 from .roles import Coefficients
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class CGGM(Coefficients):
         stable: False uses the paper's unbounded balancing term on raw batch scores.
 
     Raises:
-        ValueError: an argument outside its range.
+        TypeError, ValueError: an argument outside its range.
 
     `CGGM.paper` and `CGGM.released` are the published forms.
 
@@ -107,12 +108,9 @@ class CGGM(Coefficients):
         check_range("rho", self.rho, 0.0)
         check_range("lam", self.lam, 0.0)
         check_range("smoothing", self.smoothing, 0.0, 0.999999)
-        if self.direction not in ("rotation", "gradient", "weights", "none"):
-            raise ValueError(
-                f"direction must be 'rotation', 'gradient', 'weights' or 'none', got {self.direction!r}"
-            )
-        if self.score_kind not in ("loss", "metric"):
-            raise ValueError(f"score_kind must be 'loss' or 'metric', got {self.score_kind!r}")
+        check_flag("stable", self.stable)
+        check_word("direction", self.direction, ("rotation", "gradient", "weights", "none"))
+        check_word("score_kind", self.score_kind, ("loss", "metric"))
 
     @classmethod
     def paper(cls, rho: float = 1.3, lam: float = 0.2) -> CGGM:

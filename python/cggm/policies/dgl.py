@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import check_range
+from cggm.arguments import check_range
+
 from .roles import Combiner
 
 

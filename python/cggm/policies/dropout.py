@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from .base import check_range
+from cggm.arguments import check_range
+
 from .roles import Dropout
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from cggm.arguments import check_flag
+
 from .base import State
 from .roles import Combiner
 
@@ -36,6 +38,9 @@ class NormEqualization(Combiner):
     """
 
     bounded: bool = False  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        check_flag("bounded", self.bounded)
 
     def combine(self, multimodal: Tensor, unimodal: Tensor, weight: Tensor | None = None) -> Tensor:
         """`m (g_m / ‖g_m‖ + weight · g_u / ‖g_u‖)`, `weight` 1 by default; not finite if a gradient is not."""

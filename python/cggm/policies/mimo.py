@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import CoefficientUpdate, ScaleTarget, State, check_range, each_finite
+from cggm.arguments import check_range
+
+from .base import CoefficientUpdate, ScaleTarget, State, each_finite
 from .roles import Coefficients
 
 
@@ -44,8 +46,12 @@ class MIMO(Coefficients):
     def __post_init__(self) -> None:
         check_range("lam", self.lam, 0.0)
         check_range("mu", self.mu, 1e-6)
-        for value in self.optimum or ():
-            check_range("optimum", value, 0.0)
+        if self.optimum is not None and not (isinstance(self.optimum, tuple) and self.optimum):
+            raise ValueError(
+                f"optimum must be a tuple of one loss per modality, or None, got {self.optimum!r}"
+            )
+        for index, value in enumerate(self.optimum or ()):
+            check_range(f"optimum[{index}]", value, 0.0)
 
     def scale_targets(self, adaptive: bool) -> tuple[ScaleTarget, ...]:
         """Only `feature`, where the unimodal gradient is weighted; the coefficients themselves are 1."""

@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import CoefficientUpdate, State, check_range, each_finite, mean_of_others
+from cggm.arguments import check_range
+
+from .base import CoefficientUpdate, State, each_finite, mean_of_others
 from .roles import Coefficients
 
 _SMALLEST = 1e-8  # lower bound for confidences

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .base import check_range
+from cggm.arguments import check_range
+
 from .roles import Combiner
 
 

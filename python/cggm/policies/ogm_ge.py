@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, check_range, each_finite, mean_of_others
+from cggm.arguments import check_flag, check_range
+
+from .base import CoefficientUpdate, ScaleTarget, ScoreSource, State, each_finite, mean_of_others
 from .roles import Coefficients
 
 _ROUNDING = 1e-6  # tolerance: equal scores must not count as ahead because of rounding
@@ -35,7 +37,7 @@ class OGMGE(Coefficients):
             the features must be concatenated in the order of `encoders`.
 
     Raises:
-        ValueError: a negative α.
+        TypeError, ValueError: a negative α, a flag that is neither True nor False.
 
     >>> OGMGE(0.5).balance(torch.tensor([0.6, 0.3]), {}).coefficients            # 1 − tanh(0.5 · 2)
     tensor([0.2384, 1.0000])
@@ -49,6 +51,8 @@ class OGMGE(Coefficients):
 
     def __post_init__(self) -> None:
         check_range("alpha", self.alpha, 0.0)
+        check_flag("noise", self.noise)
+        check_flag("split_head", self.split_head)
 
     @property
     def score_source(self) -> ScoreSource:  # type: ignore[override]

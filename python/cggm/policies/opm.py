@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import State, all_finite, check_range
+from cggm.arguments import check_range
+
+from .base import State, all_finite
 from .roles import Dropout
 
 _ROUNDING = 1e-6  # tolerance: equal scores must not count as ahead because of rounding

@@ -129,6 +129,8 @@ def make_plan(
     adaptive = is_adaptive(optimizer)
     choices = scale_targets(policy, adaptive)
     names = " + ".join(type(role).__name__ for role in policy.roles) or "Policy"
+    if policy.coefficients is not None and policy.coefficients.weighs_unimodal:
+        _check_takes_weight(policy, names)
     if apply != "auto" and apply not in choices:
         hint = "" if policy.coefficients else ": it has no coefficients to apply, CGGM() for one has"
         raise ValueError(f"apply must be 'auto' or one of {choices} with {names}, got {apply!r}{hint}")
@@ -138,8 +140,6 @@ def make_plan(
         chosen = choices[0] if apply == "auto" else apply
         if policy.coefficients.turns_head:
             direction = HeadDirection(policy.coefficients.direction, policy.coefficients.lam)
-        if policy.coefficients.weighs_unimodal:
-            _check_takes_weight(policy, names)
     bounds = policy.combiner is not None and policy.combiner.bounded and not adaptive
     return Plan(policy, chosen, direction, bounds, scores)  # type: ignore[arg-type]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from .base import Policy, check_range
+from cggm.arguments import check_range, check_whole
+
+from .base import Policy
 from .default import default_policy
 
 
@@ -62,8 +64,7 @@ class MaskedScores:
     classifiers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every must be a whole number, 1 or more, got {self.every!r}")
+        check_whole("every", self.every, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

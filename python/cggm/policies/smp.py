@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cggm.arguments import check_whole
+
 from .base import CoefficientUpdate, State, all_finite
 from .roles import Coefficients
 
@@ -40,9 +42,7 @@ class SMP(Coefficients):
 
     def __post_init__(self) -> None:
         for name in ("stage_steps", "epoch_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
+            check_whole(name, getattr(self, name), 1)
 
     def initial_state(self, scores: Tensor) -> State:
         """No step taken."""

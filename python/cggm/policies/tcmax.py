@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import check_range
+from cggm.arguments import check_flag, check_range, check_whole
+
 from .roles import Fusion, Objective
 
 
@@ -49,8 +50,8 @@ class TCMax(Objective):
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, 0.0, 1.0)
-        if not isinstance(self.max_rows, int) or self.max_rows < 1:
-            raise ValueError(f"max_rows must be a whole number, 1 or more, got {self.max_rows!r}")
+        check_whole("max_rows", self.max_rows, 1)
+        check_flag("sampled", self.sampled)
 
     def term(self, fusion: Fusion, loss: Tensor, target: Tensor) -> Tensor:
         """`weight · (L_TC − loss)`."""

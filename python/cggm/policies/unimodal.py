@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import check_range
+from cggm.arguments import check_range
+
 from .roles import Combiner
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+#: What class indices can be; `cross_entropy` takes no other dtype.
+INDICES = (torch.int64, torch.uint8)
 
 
 class Task(Protocol):
@@ -48,11 +52,16 @@ def confidence_of(task: Any, output: Any, target: Any) -> Tensor:
 
 
 def check_batch(output: Tensor, target: Tensor) -> None:
-    """Raise a ValueError unless output and target hold equally many samples."""
+    """Raise a ValueError unless the target is a dense tensor of as many samples as the output."""
     if not isinstance(target, Tensor):
         raise ValueError(
             f"target must be a tensor for this task, got {type(target).__name__}; for targets of another structure "
             "write a task of your own, two functions loss(output, target) and score(output, target)"
+        )
+    if target.layout is not torch.strided or target.is_complex() or target.is_meta != output.is_meta:
+        raise ValueError(
+            f"target must be a dense tensor of real numbers with data, got one of {target.dtype} and layout "
+            f"{target.layout} on {target.device}"
         )
     if target.ndim == 0 or target.shape[0] != output.shape[0]:
         raise ValueError(

@@ -117,7 +117,14 @@ class TaskCalls:
             keywords["modality"] = self._names[index]
         if "present" in self._takes[name] and self._present is not None:
             keywords["present"] = self._present[index]
-        return getattr(self.task, name)(output, target, **keywords)
+        try:
+            return getattr(self.task, name)(output, target, **keywords)
+        except IndexError as error:
+            if "out of bounds" not in str(error):  # torch's own, on the CPU, for a class that there is not
+                raise
+            raise ValueError(
+                f"target does not fit {name}() of {type(self.task).__name__}: {error}"
+            ) from error
 
     def _no_present(self, name: str) -> TypeError:
         return TypeError(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import check_batch, fill_absent, mean_of_present
+from ..arguments import check_range, check_whole
+from .base import INDICES, check_batch, fill_absent, mean_of_present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,8 @@ class Classification:
 
     Outputs are logits `[B, C]`, or `[B, T, C]` for tokens, as a language model puts them out. The classes are the last
     axis. The target's shape and dtype say what it holds: the output's shape without the last axis (`[B]` or
-    `[B, T]`), integer, for class indices; the output's own shape, floating, for class probabilities. Targets of a
-    language model must already be shifted, so that position t holds the token that output t predicts.
+    `[B, T]`), int64 or uint8, for class indices; the output's own shape, floating, for class probabilities. Targets of
+    a language model must already be shifted, so that position t holds the token that output t predicts.
 
     Targets equal to `ignore_index` count for nothing: loss, score and confidence are means over the others, and NaN if
     there are none; the wrapper then leaves the modality out of this step.
@@ -26,6 +27,9 @@ class Classification:
     Args:
         label_smoothing: as in `torch.nn.functional.cross_entropy`, in `[0, 1]`.
         ignore_index: the class index of targets that do not count.
+
+    Raises:
+        ValueError: an argument outside its range.
 
     >>> task = Classification()
     >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
@@ -36,20 +40,24 @@ class Classification:
     label_smoothing: float = 0.0
     ignore_index: int = -100
 
+    def __post_init__(self) -> None:
+        check_range("label_smoothing", self.label_smoothing, 0.0, 1.0)
+        check_whole("ignore_index", self.ignore_index)
+
     def _check(self, output: Tensor, target: Tensor) -> None:
         check_batch(output, target)
-        indices = output.ndim > 1 and target.shape == output.shape[:-1] and not target.is_floating_point()
+        indices = output.ndim > 1 and target.shape == output.shape[:-1] and target.dtype in INDICES
         probabilities = output.ndim > 1 and target.shape == output.shape and target.is_floating_point()
         if not indices and not probabilities:
             raise ValueError(
-                f"target must hold class indices {list(output.shape[:-1])} (integer) or class probabilities "
+                f"target must hold class indices {list(output.shape[:-1])} (int64 or uint8) or class probabilities "
                 f"{list(output.shape)} (floating) for logits with the classes last, got {list(target.shape)} of "
                 f"{target.dtype}"
             )
 
     def _among(self, target: Tensor, present: Tensor | None) -> Tensor:
         """Class indices with absent samples ignored."""
-        return target if present is None else fill_absent(target, present, self.ignore_index)
+        return target if present is None else fill_absent(target.long(), present, self.ignore_index)
 
     def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         """Cross entropy, mean over the positions that count.
@@ -104,7 +112,7 @@ class Classification:
         if target.is_floating_point():
             true = (probabilities * target).sum(-1)
             return true if true.ndim == 1 else true.flatten(1).mean(1)
-        true = probabilities.gather(-1, target.clamp_min(0)[..., None])[..., 0]
+        true = probabilities.gather(-1, target.long().clamp_min(0)[..., None])[..., 0]
         if true.ndim == 1:
             return true
         true = true.masked_fill(target == self.ignore_index, 0)

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..arguments import check_word
 from .base import check_batch, mean_of_present
 
 
@@ -30,8 +31,9 @@ class Regression:
     metric: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("l1", "mse"):
-            raise ValueError(f"kind must be 'l1' or 'mse', got {self.kind!r}")
+        check_word("kind", self.kind, ("l1", "mse"))
+        if self.metric is not None and not callable(self.metric):
+            raise TypeError(f"metric must be a function of outputs and targets, or None, got {self.metric!r}")
 
     def _target(self, output: Tensor, target: Tensor) -> Tensor:
         check_batch(output, target)

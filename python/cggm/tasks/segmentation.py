@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..arguments import check_range, check_whole
 from ..constants import constant
-from .base import check_batch, fill_absent
+from .base import INDICES, check_batch, fill_absent
 
 _SMOOTHING = 1e-6  # what neither has nor should have anything scores 1
 
@@ -19,8 +20,8 @@ class Segmentation:
     """One class per pixel: `½ · cross entropy + ½ · (1 − Dice)`, and the Dice score of regions as the metric.
 
     Outputs are logits `[B, C, ...]` on a grid of one to three dimensions, which are resized linearly to the target's
-    size where that is another one; targets class indices `[B, ...]` (integer). The Dice of the loss is that of the
-    softmax probabilities, mean over all classes, pixels of the whole batch together. (The recipe of the CGGM
+    size where that is another one; targets class indices `[B, ...]`, int64 or uint8. The Dice of the loss is that of
+    the softmax probabilities, mean over all classes, pixels of the whole batch together. (The recipe of the CGGM
     paper's BraTS experiment has `class_weights=(0.2, 0.3, 0.25, 0.25)`, `regions=((1, 2, 3), (1, 3), (3,))`.)
 
     Args:
@@ -47,19 +48,29 @@ class Segmentation:
     released: bool = False
 
     def __post_init__(self) -> None:
-        if self.class_weights is not None and min(self.class_weights, default=-1.0) < 0:
-            raise ValueError(f"class_weights must be one number >= 0 per class, got {self.class_weights!r}")
-        if self.regions is not None and not all(self.regions or [()]):
-            raise ValueError(
-                f"regions must be groups of one class or more, as ((1, 2), (2,)), got {self.regions!r}"
-            )
+        if self.class_weights is not None:
+            if not isinstance(self.class_weights, tuple) or not self.class_weights:
+                raise ValueError(
+                    f"class_weights must be a tuple of one number >= 0 per class, got {self.class_weights!r}"
+                )
+            for index, weight in enumerate(self.class_weights):
+                check_range(f"class_weights[{index}]", weight, 0.0)
+        if self.regions is not None:
+            groups = self.regions if isinstance(self.regions, tuple) and self.regions else ((),)
+            if not all(isinstance(group, tuple) and group for group in groups):
+                raise ValueError(
+                    f"regions must be tuples of one class or more, as ((1, 2), (2,)), got {self.regions!r}"
+                )
+            for number in (number for group in groups for number in group):
+                check_whole("each class of regions", number, 0)
+        check_whole("ignore_index", self.ignore_index)
 
     def _resized(self, output: Tensor, target: Tensor) -> Tensor:
         check_batch(output, target)
-        if target.is_floating_point() or not output.ndim == target.ndim + 1 in (3, 4, 5):
+        if target.dtype not in INDICES or not output.ndim == target.ndim + 1 in (3, 4, 5):
             raise ValueError(
-                f"target must hold class indices [B, ...] (integer) for logits [B, C, ...] of one to three spatial "
-                f"dimensions, got {list(target.shape)} of {target.dtype} for {list(output.shape)}"
+                "target must hold class indices [B, ...] (int64 or uint8) for logits [B, C, ...] of one to three "
+                f"spatial dimensions, got {list(target.shape)} of {target.dtype} for {list(output.shape)}"
             )
         if output.shape[2:] == target.shape[1:]:
             return output
@@ -69,7 +80,7 @@ class Segmentation:
     def _among(self, target: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target with absent samples ignored, and which pixels count."""
         if present is not None:
-            target = fill_absent(target, present, self.ignore_index)
+            target = fill_absent(target.long(), present, self.ignore_index)
         return target, target != self.ignore_index
 
     def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
@@ -153,7 +164,7 @@ class Segmentation:
         """
         probabilities = self._resized(output, target).float().softmax(1)
         ignored = target == self.ignore_index
-        true = probabilities.gather(1, target.masked_fill(ignored, 0)[:, None])[:, 0]
+        true = probabilities.gather(1, target.long().masked_fill(ignored, 0)[:, None])[:, 0]
         return true.masked_fill(ignored, 0).flatten(1).sum(1) / self.counted(target).clamp_min(1)
 
     def counted(self, target: Tensor) -> Tensor:
