@@ -19,6 +19,7 @@ from cggm_ops import direct, reference
 from cggm_ops.checks.modulation import check_backward, check_head, check_modulation, check_scale
 from cggm_ops.checks.optimizers import check_adamw, check_sgd
 from cggm_ops.checks.segments import check_combination, check_sets
+from cggm_ops.checks.types import UNCLEAR, check_types
 
 NAMESPACE = "cggm_ops"
 # One call instead of a loop where torch has it; torch 2.6 does not.
@@ -57,6 +58,14 @@ def mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return serving(op, tensors)(tensors, *others)
+    try:
+        return _mutate(op, name, tensors, *others)
+    except UNCLEAR:
+        check_types(op, (tensors, *others), name)
+        raise
+
+
+def _mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
     call = direct.function(op._opname) if op in (adamw_, sgd_) else None
     if call is not None and call(tensors, *others):
         torch.autograd.graph.increment_version(tensors)

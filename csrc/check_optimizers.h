@@ -111,9 +111,9 @@ struct StepArguments {
   }
   static void check_fits(const View& tensor, const View& param, const char* name, size_t index, bool in_order) {
     if (!same_shape(tensor, param) || tensor.dtype != param.dtype || !in_order)
-      refuse(name, "[", index, "] must have the shape, strides and dtype of its parameter (",
-             torch::headeronly::toString(param.dtype), "), found ", torch::headeronly::toString(tensor.dtype),
-             in_order ? "" : " with other strides");
+      refuse(name, "[", index, "] must have the shape, strides and dtype of its parameter (", shape_of(param), ", ",
+             torch::headeronly::toString(param.dtype), "), found ", shape_of(tensor), ", ",
+             torch::headeronly::toString(tensor.dtype), in_order ? "" : " with other strides");
     check_same_device(tensor, param, name, "params");
   }
 };

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -52,6 +53,12 @@ struct View {
   int32_t device_index;
   bool contiguous;
 };
+
+inline std::string shape_of(const View& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim; ++d) text += (d > 0 ? ", " : "") + std::to_string(tensor.sizes[d]);
+  return text + "]";
+}
 
 inline View view(AtenTensorHandle tensor) {
   View out{};

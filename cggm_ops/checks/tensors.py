@@ -6,6 +6,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -44,9 +45,16 @@ def check_factors(factors: Tensor, dim: int, name: str) -> None:
 def check_numbers(below: float = math.inf, **numbers: float) -> None:
     """Refuse hyper-parameters that are not in [0, below)."""
     for name, number in numbers.items():
-        if not 0 <= number < below:
+        if isinstance(number, bool) or not isinstance(number, Real) or not 0 <= number < below:
             allowed = "in [0, 1)" if below == 1 else "finite and not negative"
-            raise ValueError(f"{name} must be {allowed}, found {number}")
+            raise ValueError(f"{name} must be {allowed}, found {number!r}")
+
+
+def check_flags(**flags: bool) -> None:
+    """Refuse what is neither True nor False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, found {flag!r}")
 
 
 def check_owner(owner: Sequence[int], count: int, tensors: str, factors: int, name: str) -> None:

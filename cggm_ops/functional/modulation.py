@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cggm_ops import direct, reference, schema
+from cggm_ops.checks.types import UNCLEAR, check_types
 
 
 def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tensor:
@@ -43,9 +44,17 @@ def batched_cosine(fusion: Tensor, unimodal: Tensor | Sequence[Tensor]) -> Tenso
         tensor([1., 0., 0.])
     """
     rows = _rows(unimodal)
-    call = schema.serving(schema.batched_cosine, [fusion])
     if torch.compiler.is_compiling():
-        return call(fusion, rows)[0]
+        return schema.serving(schema.batched_cosine, [fusion])(fusion, rows)[0]
+    try:
+        return _batched_cosine(fusion, rows)
+    except UNCLEAR:
+        check_types(schema.batched_cosine, (fusion, rows))
+        raise
+
+
+def _batched_cosine(fusion: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    call = schema.serving(schema.batched_cosine, [fusion])
     if torch.is_grad_enabled() and any(row.requires_grad for row in rows):
         raise RuntimeError(
             "unimodal holds a tensor that requires grad, but the cosines are differentiable only in fusion: pass "
@@ -93,7 +102,7 @@ def scale_(grads: Sequence[Tensor], owner: Sequence[int], coefficients: Tensor) 
         [tensor([6., 8.]), tensor([0.5000]), tensor([2.])]
     """
     call = direct.function("scale_")
-    if call is not None and coefficients.is_cpu:
+    if call is not None and getattr(coefficients, "is_cpu", False):
         sq_norms = torch.empty(coefficients.numel() + 1, dtype=torch.float64)  # [M + 1]
         if call(grads, owner, coefficients, sq_norms):
             torch.autograd.graph.increment_version(grads)
@@ -139,8 +148,12 @@ def modulate_(
         (tensor([ 1., -1.]), tensor([100.,   1.,   0.], dtype=torch.float64))
     """
     return schema.mutate(
-        schema.modulate_, "grads", grads, owner, coefficients, fusion.detach(), _rows(unimodal)
+        schema.modulate_, "grads", grads, owner, coefficients, _detached(fusion), _rows(unimodal)
     )
+
+
+def _detached(fusion: Tensor) -> Tensor:
+    return fusion.detach() if isinstance(fusion, Tensor) else fusion  # refused with the other arguments
 
 
 def _rows(unimodal: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:

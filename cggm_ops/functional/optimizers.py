@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cggm_ops import schema
 from cggm_ops.checks.optimizers import check_adam_numbers, check_sgd_numbers
+from cggm_ops.checks.tensors import check_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class AdamSettings:
 
     Raises:
         ValueError: a number that is negative, infinite or NaN, or one of `betas` that is 1 or more.
+        TypeError: a flag that is neither True nor False.
 
     >>> AdamSettings(lr=0.1).betas
     (0.9, 0.999)
@@ -33,7 +35,10 @@ class AdamSettings:
     maximize: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ValueError(f"betas must be a tuple of two numbers in [0, 1), found {self.betas!r}")
         check_adam_numbers(self.lr, *self.betas, self.eps, self.weight_decay)
+        check_flags(decoupled=self.decoupled, maximize=self.maximize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,7 @@ class SGDSettings:
 
     Raises:
         ValueError: a number that is negative, infinite or NaN.
+        TypeError: a flag that is neither True nor False.
 
     >>> SGDSettings(lr=0.1).momentum
     0.0
@@ -56,6 +62,7 @@ class SGDSettings:
 
     def __post_init__(self) -> None:
         check_sgd_numbers(self.lr, self.momentum, self.dampening, self.weight_decay)
+        check_flags(nesterov=self.nesterov, maximize=self.maximize)
 
 
 @dataclass(frozen=True, kw_only=True)

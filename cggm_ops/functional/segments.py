@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from cggm_ops import schema
+from cggm_ops.checks.tensors import check_factors, check_same_device
+from cggm_ops.checks.types import UNCLEAR, check_list, check_tensor, check_tensors
 
 
 def segment_gram(sets: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -37,7 +39,11 @@ def segment_gram(sets: Sequence[Sequence[Tensor]]) -> Tensor:
                  [ 0., 25.]]], dtype=torch.float64)
     """
     tensors = _flatten(sets)
-    return schema.serving(schema.segment_gram, tensors)(tensors, len(sets))
+    try:
+        return schema.serving(schema.segment_gram, tensors)(tensors, len(sets))
+    except UNCLEAR:
+        _check_types(sets)
+        raise
 
 
 def segment_combine_(
@@ -76,6 +82,10 @@ def segment_combine_(
     if (noise is None) != (deviations is None):
         raise ValueError("noise and deviations must be given together, or neither")
     if noise is not None and deviations is not None:
+        check_tensor(weights, "weights")
+        check_tensor(deviations, "deviations")
+        check_factors(deviations, 1, "deviations")
+        check_same_device(deviations, weights, "deviations", "weights")
         if weights.dim() != 2 or deviations.shape != weights.shape[:1]:
             raise ValueError(
                 f"deviations must be [S] beside weights [S, K], found {list(deviations.shape)} beside "
@@ -86,18 +96,32 @@ def segment_combine_(
         weights = torch.cat([weights, deviations.to(weights.dtype).unsqueeze(1)], 1)  # [S, K + 1]
     tensors = _flatten(sets)
     count = len(sets[0])
-    schema.mutate(schema.segment_combine_, "sets[0]", list(sets[0]), tensors[count:], weights)
+    try:
+        schema.mutate(schema.segment_combine_, "sets[0]", list(sets[0]), tensors[count:], weights)
+    except UNCLEAR:
+        _check_types(sets)
+        raise
+
+
+def _check_types(sets: Sequence[Sequence[Tensor]]) -> None:
+    check_list(sets, "sets", "lists of tensors")
+    for index, tensors in enumerate(sets):
+        check_tensors(tensors, f"sets[{index}]")
 
 
 def _flatten(sets: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Return all tensors, one set after the other, detached from autograd."""
-    count = len(sets[0]) if sets else 0
     flat: list[Tensor] = []
-    for tensors in sets:
-        if len(tensors) != count:
-            break
-        for tensor in tensors:  # a comprehension would cost a tenth of a small call
-            flat.append(tensor.detach() if tensor.requires_grad else tensor)  # noqa: PERF401
+    try:
+        count = len(sets[0]) if sets else 0
+        for tensors in sets:
+            if len(tensors) != count:
+                break
+            for tensor in tensors:  # a comprehension would cost a tenth of a small call
+                flat.append(tensor.detach() if tensor.requires_grad else tensor)  # noqa: PERF401
+    except UNCLEAR:
+        _check_types(sets)
+        raise
     if flat and len(flat) == count * len(sets):
         return flat
     raise ValueError(

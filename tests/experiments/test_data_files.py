@@ -3,62 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
 
 from cggm import cli
 from cggm.experiments.compare import Comparison, run_compare
 from cggm.experiments.datasets import sanity, utd_mhad
 from cggm.experiments.datasets.registry import FROM_FILES, find_experiment
 from cggm.experiments.experiment import Split, Splits
-
-RANDOM = np.random.default_rng(0)
-
-
-def write_views(path, widths, classes, rows=60):
-    labels = np.sort(np.arange(rows) % classes)
-    views = np.empty((1, len(widths)), dtype=object)
-    for i, width in enumerate(widths):
-        views[0, i] = RANDOM.standard_normal((width, rows)) + labels
-        views[0, i][:, -1] = views[0, i][:, -2]  # the last row repeats the one before
-    savemat(path, {"X": views, "gt": (labels + 1).astype(np.uint8)[:, None]})
-
-
-def write_cub(folder):
-    write_views(folder / "CUB.mat", (12, 7), 10)
-
-
-def write_scene15(folder):
-    write_views(folder / "scene15_mtv.mat", (5, 6, 4), 15)
-
-
-def write_wiki(folder):
-    arrays = {}
-    for part, name, rows in (("tr", "train", 30), ("te", "test", 12)):
-        text = RANDOM.random((rows, 9))
-        arrays |= {f"I_{part}": RANDOM.random((rows, 8)), f"T_tfidf_{part}": text, f"T_{part}": text[:, :3]}
-        lines = [f"text-{i}\tpicture-{i}\t{i % 10 + 1}\n" for i in range(rows)]
-        (folder / f"{name}set_txt_img_cat.list").write_text("".join(lines))
-    savemat(folder / "raw_features.mat", arrays)
-
-
-def write_utd(folder):
-    for kind in ("Inertial", "Skeleton"):
-        (folder / kind).mkdir()
-    for subject in range(1, 9):
-        for action in (1, 2, 27):
-            name = f"a{action}_s{subject}_t1"
-            frames = int(RANDOM.integers(20, 40))
-            savemat(folder / f"Inertial/{name}_inertial.mat", {"d_iner": RANDOM.random((3 * frames, 6))})
-            savemat(folder / f"Skeleton/{name}_skeleton.mat", {"d_skel": RANDOM.random((20, 3, frames))})
-
-
-WRITERS = {
-    "cub": write_cub,
-    "scene15": write_scene15,
-    "wiki": write_wiki,
-    "utd-mhad": write_utd,
-    "utd-mhad-subjects": write_utd,
-}
+from matlab_files import RANDOM, WRITERS, write_cub, write_scene15, write_utd, write_wiki
 
 
 def test_every_data_set_has_a_writer_here():
@@ -128,53 +79,6 @@ def test_a_pose_keeps_movements_and_drops_place_and_size():
     np.testing.assert_allclose(utd_mhad.pose(3 * joints + 5), here, atol=1e-12)
     assert np.abs(here.mean(1)).max() < 1e-12
     assert np.abs(utd_mhad.pose(joints[..., ::-1]) - here).max() > 0.1
-
-
-# what is refused -----------------------------------------------------------------------------------------------------
-
-
-def cut_off(path):
-    path.write_bytes(path.read_bytes()[:150])
-
-
-def text(path):
-    path.write_text("no matrix")
-
-
-def change(path, **arrays):
-    from scipy.io import loadmat
-
-    kept = {name: value for name, value in loadmat(path).items() if name[0] != "_"} | arrays
-    savemat(path, {name: value for name, value in kept.items() if value is not None})
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "damage", "message"),
-    [
-        ("cub", "CUB.mat", lambda p: p.unlink(), "has no CUB.mat"),
-        ("cub", "CUB.mat", cut_off, "not a MATLAB 5 file"),
-        ("cub", "CUB.mat", text, "not a MATLAB 5 file"),
-        ("cub", "CUB.mat", lambda p: change(p, gt=None), "no array 'gt', it has ['X']"),
-        ("cub", "CUB.mat", lambda p: change(p, gt=np.full((60, 1), 11)), "classes from 1 to 10"),
-        ("cub", "CUB.mat", lambda p: change(p, gt=np.full((59, 1), 1)), "must have 59 columns"),
-        ("scene15", "scene15_mtv.mat", lambda p: write_views(p, (3, 4), 15), "shape [1, 3], found [1, 2]"),
-        ("wiki", "raw_features.mat", lambda p: change(p, I_te=np.full((12, 8), np.nan)), "finite numbers"),
-        ("wiki", "raw_features.mat", lambda p: change(p, I_te=np.ones((11, 8))), "has 11 pictures, 12 texts"),
-        ("wiki", "testset_txt_img_cat.list", text, "line 1 must end with a subject"),
-        ("wiki", "testset_txt_img_cat.list", lambda p: p.write_bytes(b"\xff"), "can't decode"),
-        ("utd-mhad", "Skeleton/a2_s4_t1_skeleton.mat", lambda p: p.unlink(), "no Skeleton/a2_s4_t1_skeleton.mat"),
-        ("utd-mhad", "Inertial/a2_s4_t1_inertial.mat", lambda p: change(p, d_iner=np.ones((9, 5))), "shape [None, 6]"),
-        ("utd-mhad", "Inertial/a2_s4_t1_inertial.mat", lambda p: p.rename(p.parent / "a28_s4_t1_inertial.mat"), "name"),
-    ],
-)  # fmt: skip
-def test_a_damaged_file_gets_one_line_that_names_it(name, file, damage, message, tmp_path, capsys):
-    WRITERS[name](tmp_path)
-    damage(tmp_path / file)
-    assert cli.main(["data", name, "--data", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
-    assert str(tmp_path) in error
 
 
 def test_files_have_to_be_named_and_are_found_in_a_common_folder(tmp_path, capsys):

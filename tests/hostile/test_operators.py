@@ -98,40 +98,41 @@ CHANGED = {
     "adamw_": ("params", "exp_avgs", "exp_avg_sqs"),
     "sgd_": ("params", "momentum_buffers"),
 }
-# A list of tensors is longer for the operators' arguments than the sets are for the user: what the message may call them.
+# What the message calls an argument, or the list that it does not fit.
 CALLED = {
-    "first": r"sets\[0\]",
-    "second": r"(sets\[1\]|others)",
-    "noise": r"(sets\[2\]|others|noise)",
-    "deviations": r"(deviations|weights)",
+    "first": "^sets",
+    "second": "^(sets|others)",
+    "noise": "^(sets|others|noise)",
+    "deviations": "^(noise and )?deviations",
+    "params": "^(params|(grads|exp_avgs|momentum_buffers|steps).*param)",
 }
-OPTIONAL = ("grad_scale", "update_scale")
+LISTS = {
+    "one too few": lambda given: given[1:],
+    "None for the list": lambda given: None,
+    "a number for the list": lambda given: 3,
+}
 
 
 def cases():
     for operator, (_, make) in OPERATORS.items():
         for name in make():
             if name == "owner":
-                for kind, owner in OWNERS.items():
-                    yield operator, name, kind, lambda given, owner=owner: owner
-                continue
-            alone = name in TENSORS
-            wrong = WRONG | (SHAPES if name != "grads" or operator[-2] != "e" else {})
-            wrong |= DENSE if name in CHANGED.get(operator, ()) else {}
-            for kind, change in wrong.items():
-                if alone and not (kind == "None" and name in OPTIONAL):
+                kinds = {kind: lambda given, owner=owner: owner for kind, owner in OWNERS.items()}
+            elif name in TENSORS:
+                sized = name in ("fusion", "weights", "deviations")
+                kinds = WRONG | (SHAPES if sized else {})
+            else:
+                free = operator in ("scale_", "modulate_") and name == "grads"  # of any shapes
+                each = WRONG | ({} if free or name == "steps" else SHAPES)
+                each |= DENSE if name in CHANGED.get(operator, ()) else {}
+                kinds = {k: lambda given, f=f: [f(given[0]), *given[1:]] for k, f in each.items()} | LISTS
+                if name in CHANGED.get(operator, ()):
+                    kinds["the same twice"] = lambda given: [given[0], given[0]]
+                if name in CHANGED.get(operator, ())[:1]:
+                    kinds["requires grad"] = lambda given: [x.requires_grad_() for x in given]
+            for kind, change in kinds.items():
+                if kind != "None" or name not in ("grad_scale", "update_scale"):
                     yield operator, name, kind, change
-                elif not alone and not (
-                    kind in SHAPES and operator in ("scale_", "modulate_") and name == "grads"
-                ):
-                    yield operator, name, kind, lambda given, change=change: [change(given[0]), *given[1:]]
-            if not alone:
-                yield operator, name, "one too few", lambda given: given[1:]
-                yield operator, name, "None for the list", lambda given: None
-                yield operator, name, "a number for the list", lambda given: 3
-            if name in CHANGED.get(operator, ()):
-                yield operator, name, "the same twice", lambda given: [given[0], given[0]]
-                yield operator, name, "requires grad", lambda given: [x.requires_grad_() for x in given]
 
 
 CASES = list(cases())
@@ -158,7 +159,7 @@ def test_an_argument_that_cannot_be(operator, name, kind, change, recording):
     message = str(raised.value)
     assert re.search(CALLED.get(name, name), message), message
     assert len(message) < 500
-    assert isinstance(arguments, dict)
+    assert "\n" not in message
 
 
 def test_the_arguments_are_right_as_they_are():

@@ -19,6 +19,7 @@ from .output import check_folder, wide_console
 from .reports import comparison as drawn
 from .reports import report
 from .reports.functions import tables as function_tables
+from .seeds import seed_range
 from .training.functions import FunctionRun, Train, run_function, wrapping
 from .training.methods import choose_methods
 from .training.results import Job, Outcome
@@ -141,7 +142,10 @@ def _experiments(comparison: Comparison, functions: Mapping[str, Train]) -> list
     names = [*(comparison.dataset or ()), *own] or ([] if functions else ["avdigits"])
     if comparison.data is not None and not set(names) & set(FROM_FILES):
         raise ValueError(f"data is read only by the data sets {list(FROM_FILES)}, got {names}")
-    builds = [find_experiment(name, comparison.data) for name in dict.fromkeys(names)]
+    builds = [
+        find_experiment(name, comparison.data if name in FROM_FILES else None)
+        for name in dict.fromkeys(names)
+    ]
     titles = [build().name for build in builds]
     if len(set(titles)) < len(titles):
         raise ValueError(f"experiments must have different names, got {titles}")
@@ -153,13 +157,13 @@ def _check(
 ) -> None:
     """Refuse whatever cannot run, before anything has run."""
     methods, seeds = choose_methods(comparison.methods), _seeds(comparison)
+    if comparison.processes is not None and comparison.processes < 1:
+        raise ValueError(f"processes must be at least 1, got {comparison.processes}")
     if functions:
         if comparison.tune or comparison.epochs is not None:
             raise ValueError(
                 f"tune and epochs: the functions {list(functions)} choose rates and epochs themselves"
             )
-        if not seeds:
-            raise ValueError("seeds must be at least one number from 0 on")
         for method in methods.values():
             wrapping(method)
     for build in builds:
@@ -172,7 +176,7 @@ def _common(comparison: Comparison) -> dict:
 
 
 def _seeds(comparison: Comparison) -> range:
-    return range(comparison.first_seed, comparison.first_seed + comparison.seeds)
+    return seed_range(comparison.first_seed, comparison.seeds)
 
 
 def _compare_one(

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from .datasets.checks import check_experiment
 from .datasets.registry import find_experiment
 from .datasets.sanity import SIMILAR, describe_overlaps, describe_parts, warnings
+from .seeds import check_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ def run_data_check(check: DataCheck, console: Console | None = None) -> bool:
         ValueError: an unknown data set, missing files, or an experiment that cannot train.
     """
     console = console or Console()
+    check_seed("seed", check.seed)
     experiment = find_experiment(check.name, check.data)()
     data = check_experiment(experiment, seed=check.seed, optimizers=())
     modalities = list(experiment.encoders)

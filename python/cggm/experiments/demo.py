@@ -12,6 +12,7 @@ from .datasets import avdigits
 from .options import Methods, Optimizers
 from .output import check_folder
 from .reports import demo_plot, report
+from .seeds import seed_range
 from .training.methods import choose_methods
 from .training.results import Outcome
 from .training.runner import execute, plan
@@ -64,11 +65,13 @@ def run_demo(demo: Demo, console: Console | None = None) -> bool:
         avdigits.build,
         methods=methods,
         optimizers=demo.optimizers,
-        seeds=range(demo.first_seed, demo.first_seed + demo.seeds),
+        seeds=seed_range(demo.first_seed, demo.seeds),
         epochs=demo.epochs,
         history=True,
     )
     for path in (json_path, plot_path):
+        if path.is_dir():
+            raise ValueError(f"out: {path} cannot be written: it is a folder")
         check_folder(path.parent)
     console.print(
         f"Spoken digits (audio) paired with handwritten digits (image): {len(methods)} methods side by "

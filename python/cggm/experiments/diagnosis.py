@@ -20,6 +20,7 @@ from .datasets.registry import find_experiment
 from .datasets.splitting import split_batches
 from .options import DiagnosedDataset, OneOptimizer
 from .output import check_folder, wide_console
+from .seeds import check_seed
 from .training.loop import OPTIMIZERS
 
 
@@ -111,11 +112,15 @@ def run_diagnosis(diagnosis: Diagnosis, console: Console | None = None) -> None:
             folder that cannot be written to.
     """
     console = wide_console(console)
-    if diagnosis.dataset and diagnosis.experiment:
+    check_seed("seed", diagnosis.seed)
+    if diagnosis.epochs is not None and diagnosis.epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {diagnosis.epochs}")
+    if diagnosis.dataset is not None and diagnosis.experiment is not None:
         raise ValueError("dataset and experiment: diagnose one at a time, pass --dataset or --experiment")
     if diagnosis.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {list(OPTIMIZERS)}, got {diagnosis.optimizer!r}")
-    experiment = find_experiment(diagnosis.experiment or diagnosis.dataset or "avdigits", diagnosis.data)()
+    name = diagnosis.dataset if diagnosis.experiment is None else diagnosis.experiment
+    experiment = find_experiment("avdigits" if name is None else name, diagnosis.data)()
     check_experiment(experiment, seed=diagnosis.seed, optimizers=[diagnosis.optimizer])
     check_folder(diagnosis.out)
     report = diagnose_experiment(

@@ -22,6 +22,7 @@ from .datasets.registry import DATASETS, find_experiment
 from .output import check_folder
 from .reports import rate_checks, rates
 from .reports.rates import FACTORS, RateRun
+from .seeds import seed_range
 from .training.methods import METHODS, Method
 from .training.runner import plan
 from .training.store import Store
@@ -133,7 +134,7 @@ def _run(options: argparse.Namespace) -> None:
                 builds,
                 methods=options.methods,
                 optimizers=options.optimizers,
-                seeds=range(options.first_seed, options.first_seed + options.seeds),
+                seeds=seed_range(options.first_seed, options.seeds),
                 processes=options.processes,
             )
     cells = rates.cells_of(runs)

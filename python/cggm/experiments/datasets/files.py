@@ -50,6 +50,8 @@ def read_matlab(path: Path, shapes: Mapping[str, int | tuple[int | None, ...]]) 
         if name not in content:
             raise wrong_content(path, f"no array {name!r}, it has {[k for k in content if k[0] != '_']}")
         array = content[name]
+        if not isinstance(array, np.ndarray):
+            raise wrong_content(path, f"{name!r} must be a dense array, found a {type(array).__name__}")
         expected = (None,) * shape if isinstance(shape, int) else shape
         if array.ndim != len(expected) or any(
             e not in (None, n) for e, n in zip(expected, array.shape, strict=True)
@@ -61,10 +63,13 @@ def read_matlab(path: Path, shapes: Mapping[str, int | tuple[int | None, ...]]) 
 
 
 def check_numbers(path: Path, name: str, array: NDArray) -> None:
-    """Refuse an array that is not one of finite numbers.
+    """Refuse what is not a dense array of finite numbers, one or more.
 
     Raises:
-        ValueError: another dtype, NaN or infinity.
+        ValueError: another type or dtype, NaN or infinity, no numbers.
     """
-    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        raise wrong_content(path, f"{name!r} must hold finite numbers, found dtype {array.dtype} or NaN")
+    dtype = array.dtype if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise wrong_content(path, f"{name!r} must hold finite numbers, found {dtype} or NaN")
+    if not array.size:
+        raise wrong_content(path, f"{name!r} must hold numbers, found the shape {list(array.shape)}")

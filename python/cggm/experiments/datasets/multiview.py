@@ -47,6 +47,9 @@ def read(path: Path, source: Source) -> tuple[list[NDArray[np.float64]], NDArray
         ValueError: the file has unexpected content.
     """
     content = files.read_matlab(path, {"X": (1, len(source.views)), "gt": (None, 1)})
+    files.check_numbers(path, "gt", content["gt"])
+    if set(content["gt"].flat) - set(range(1, source.classes + 1)):
+        raise files.wrong_content(path, f"'gt' must hold classes from 1 to {source.classes}")
     classes = content["gt"].ravel().astype(np.int64) - 1
     views = [view.T for view in content["X"].flat]
     for name, view in zip(source.views, views, strict=True):
@@ -55,8 +58,6 @@ def read(path: Path, source: Source) -> tuple[list[NDArray[np.float64]], NDArray
             raise files.wrong_content(
                 path, f"view {name!r} must have {len(classes)} columns, one per class in gt"
             )
-    if set(classes) - set(range(source.classes)):
-        raise files.wrong_content(path, f"'gt' must hold classes from 1 to {source.classes}")
     rows = distinct_rows(views)
     return [view[rows] for view in views], classes[rows]
 

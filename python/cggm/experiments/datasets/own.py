@@ -35,6 +35,8 @@ def load_function(name: str) -> Callable[..., Any] | None:
 def _users_code(name: str) -> Iterator[Callable[[], Any]]:
     """A function that finds the object of this name, in a block whose errors become one line about it."""
     module, _, attribute = name.rpartition(":")
+    if not module or not attribute:
+        raise ValueError(f"experiment {name!r} must be module:object or path/file.py:object")
     file = Path(module) if module.endswith(".py") else None
 
     def find() -> Any:

@@ -45,6 +45,8 @@ def find_experiment(name: str, data: Path | None = None) -> Callable[[], Experim
     >>> find_experiment("uci")().name, find_experiment("cggm.experiments.datasets.watch:build")().name
     ('uci', 'watch')
     """
+    if data is not None and name not in FROM_FILES:
+        raise ValueError(f"data is read only by the data sets {list(FROM_FILES)}, got {name!r}")
     if name in DATASETS:
         return DATASETS[name]
     if name in FROM_FILES:

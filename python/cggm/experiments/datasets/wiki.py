@@ -37,6 +37,12 @@ def read(features: Path) -> tuple[Part, Part]:
     """
     names = {f"{kind}_{part}": 2 for kind in ("I", "T_tfidf") for part in PARTS}
     arrays = files.read_matlab(features, names)
+    for kind in ("I", "T_tfidf"):
+        widths = [arrays[f"{kind}_{part}"].shape[1] for part in PARTS]
+        if widths[0] != widths[1]:
+            raise files.wrong_content(
+                features, f"'{kind}_tr' and '{kind}_te' must have rows of one width, found {widths}"
+            )
     found = []
     for part, name in zip(PARTS, LISTS, strict=True):
         path = files.existing(features.parent, name)
@@ -57,9 +63,9 @@ def _subjects(path: Path) -> NDArray[np.int64]:
     subjects = []
     for number, line in enumerate(lines, 1):
         last = line.split("\t")[-1]
-        if not last.isdecimal() or not 1 <= int(last) <= SUBJECTS:
+        if last not in map(str, range(1, SUBJECTS + 1)):
             raise files.wrong_content(
-                path, f"line {number} must end with a subject from 1 to {SUBJECTS}, not {last!r}"
+                path, f"line {number} must end with a subject from 1 to {SUBJECTS}, not {last[:20]!r}"
             )
         subjects.append(int(last) - 1)
     return np.array(subjects, dtype=np.int64)

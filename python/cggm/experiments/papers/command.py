@@ -12,6 +12,7 @@ import torch
 from tyro.conf import Positional
 
 from cggm.experiments.output import check_folder, replacing
+from cggm.experiments.seeds import check_seed
 
 from . import brats, cremad, food101, iemocap, mosi
 from .recipe import Recipe, check_policy, run
@@ -62,6 +63,7 @@ def recipe_of(experiment: PaperExperiment) -> Recipe:
     for name, value in changes.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_seed("seed", experiment.seed)
     check_policy(experiment.policy)
     torch.manual_seed(experiment.seed)
     path = experiment.data
