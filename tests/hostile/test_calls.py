@@ -55,7 +55,7 @@ METHODS = {
     "explain a loss": (lambda *_: 0, lambda o: o.explain(torch.ones(()), None), "forward must be a function.*Tensor"),
     "explain None": (lambda *_: 0, lambda o: o.explain(None, None), "forward must be a function.*NoneType"),
     "explain a number": (lambda *_: 0, lambda o: o.explain(lambda: 3.0, None), "loss must be a tensor"),
-    "explain without a forward": (lambda *_: 0, lambda o: o.explain(lambda: torch.ones(()), None), "a loss with a graph"),
+    "explain without a forward": (lambda *_: 0, lambda o: o.explain(lambda: torch.ones(()), 0), "a loss with a graph"),
     "relearn a path": (lambda *_: 0, lambda o: o.relearn([], [], "first.pt"), "initial must"),
     "relearn None": (lambda *_: 0, lambda o: o.relearn([], [], None), "initial must"),
     "relearn nothing": (lambda *_: 0, lambda o: o.relearn([], [], {}), "initial must"),

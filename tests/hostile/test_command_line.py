@@ -104,8 +104,14 @@ REFUSED = {
     },
     "compare --processes 0": (["compare", "--processes", "0"], "processes must be at least 1, got 0"),
     "compare --processes -1": (["compare", "--processes", "-1"], "processes must be at least 1, got -1"),
-    "a data set and an experiment": (["diagnose", "--dataset", "uci", "--experiment", "a:b"], "dataset and experiment"),
-    "one name twice": (["compare", "--experiment", *["cggm.experiments.datasets.uci:build"] * 2, "--dataset", "uci"], "names"),
+    "a data set and an experiment": (
+        ["diagnose", "--dataset", "uci", "--experiment", "a:b"],
+        "dataset and experiment",
+    ),
+    "one name twice": (
+        ["compare", "--experiment", "cggm.experiments.datasets.uci:build", "--dataset", "uci"],
+        "experiments must have different names",
+    ),
     "a file that is a folder": (["demo", "--json", "."], r"out: \. cannot be written: it is a folder"),
 }  # fmt: skip
 #: What the parser of the command line refuses itself, with a box that names the option.
@@ -120,7 +126,7 @@ PARSED = {
     "a flag with a value": ["compare", "--tune", "no"],
     **{
         f"{' '.join(command)} {value!r}": [*command, value]
-        for command in (["demo", "--seeds"], ["compare", "--epochs"], ["data", "uci", "--seed"], ["diagnose", "--epochs"])
+        for command in (["demo", "--seeds"], ["compare", "--epochs"], ["data", "uci", "--seed"])
         for value in ("x", "1.5", "1e99", "nan", "", "True")
     },
 }  # fmt: skip

@@ -100,7 +100,7 @@ CASES = [
     ("cub", "CUB.mat", change(gt=csc_matrix(np.ones((60, 1)))), "'gt' must"),
     ("cub", "CUB.mat", change(gt={"a": 1}), "'gt' must"),
     ("cub", "CUB.mat", change(gt=lambda gt: np.array([[x] for x in gt.ravel()], dtype=object)), "'gt' must"),
-    ("cub", "CUB.mat", change(X=np.ones((1, 2))), "view 'image' must"),
+    ("cub", "CUB.mat", change(X=np.ones((1, 2))), "'image' must"),
     ("cub", "CUB.mat", change(X=lambda x: x[:, :1]), "must have shape [1, 2], found [1, 1]"),
     ("cub", "CUB.mat", change(X=lambda x: x.T), "must have shape [1, 2], found [2, 1]"),
     ("cub", "CUB.mat", view(put(NAN)), "'image' must hold finite numbers"),

@@ -106,10 +106,11 @@ def read_encoders(encoders: Any) -> dict[str, Encoder]:
             "encoders must map at least two modality names to encoders, as in "
             f"{{'audio': 'audio_encoder', 'image': 'image_encoder'}}, got {encoders!r}"
         )
-    read = {}
-    for name, given in encoders.items():
-        try:
-            read[name] = Encoder.of(given)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"encoders[{name!r}]: {error}") from None
-    return read
+    return {name: _read(name, given) for name, given in encoders.items()}
+
+
+def _read(name: Any, given: Any) -> Encoder:
+    try:
+        return Encoder.of(given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"encoders[{name!r}]: {error}") from None
