@@ -61,8 +61,8 @@ CASES = {
     "a foreign module": ("encoders", audio(nn.Linear(8, 4)), "not a submodule of the model"),
     "the model itself": ("encoders", lambda m: audio(m), r"encoders\['audio'\].*not a submodule"),
     "an Encoder in an Encoder": ("encoders", lambda m: audio(Encoder(Encoder(AUDIO))), r"encoders\['audio'\]"),
-    "one encoder twice": ("encoders", {"a": AUDIO, "b": AUDIO}, "a parameter is shared"),
-    "one in another": ("encoders", {"a": "encoders", "b": AUDIO}, "a parameter is shared"),
+    "one encoder twice": ("encoders", {"a": AUDIO, "b": AUDIO}, "encoders 'a' and 'b' overlap"),
+    "one in another": ("encoders", {"a": "encoders", "b": AUDIO}, "encoders 'a' and 'b' overlap"),
     **{
         f"output {given!r}": ("encoders", lambda m, given=given: audio(output=given), r"output must")
         for given in (1.5, True, [0], {"a": 1}, {0}, (0, 1.5), (0, None), (0, True), print, b"x", ())
@@ -75,6 +75,10 @@ CASES = {
     **{
         f"mask {given!r}": ("encoders", lambda m, given=given: audio(mask=given), r"mask must")
         for given in (3, True, ["mask"], 1.5, b"mask", "", torch.ones(2))
+    },
+    **{
+        f"shared {given!r}": ("encoders", lambda m, given=given: audio(shared=given), r"shared must")
+        for given in ("keep", "", True, None, ["leave"])
     },
     **{
         f"classifier {given!r}": ("encoders", audio(classifier=given), r"encoders\['audio'\].*classifier")

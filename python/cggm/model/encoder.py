@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ..arguments import check_word
 from ..junctions.layouts import Layout
 from ..junctions.selectors import Selector
 
@@ -68,8 +69,7 @@ class Encoder:
             raise TypeError(
                 "output must say where the features are; pass a function as Encoder(..., layout=function)"
             )
-        if self.shared not in ("refuse", "leave"):
-            raise ValueError(f"shared must be 'refuse' or 'leave', got {self.shared!r}")
+        check_word("shared", self.shared, ("refuse", "leave"))
         self.read_layout()
 
     def read_layout(self) -> Layout | Callable[..., Tensor] | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..arguments import check_range, check_whole
+from ..arguments import check_flag, check_range, check_whole
 from ..constants import constant
 from .base import INDICES, check_batch, fill_absent
 
@@ -64,6 +64,7 @@ class Segmentation:
             for number in (number for group in groups for number in group):
                 check_whole("each class of regions", number, 0)
         check_whole("ignore_index", self.ignore_index)
+        check_flag("released", self.released)
 
     def _resized(self, output: Tensor, target: Tensor) -> Tensor:
         check_batch(output, target)
