@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -162,10 +163,11 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._diagnostics = {"loss": loss.detach(), **scores.diagnostics}
         total = total_loss(model, state, loss, scores, target)
         model.forget()
-        total.register_hook(partial(self._backward_started, number, scores.bad))
+        started = weakref.WeakMethod(self._backward_started)  # a loss that is kept must not keep this object
+        total.register_hook(partial(_run_if_alive, started, number, scores.bad))
         return total
 
-    def _backward_started(self, number: int, bad: Tensor | None, _gradient: Tensor) -> None:
+    def _backward_started(self, number: int, bad: Tensor | None) -> None:
         self._state.mark_backward(number)
         self.statistics.close()
         if bad is not None:
@@ -234,3 +236,9 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self.base.zero_grad(set_to_none=set_to_none)
         self._state.drop_done()
         self._model.encoders.unbalanced = 0
+
+
+def _run_if_alive(method: weakref.WeakMethod, number: int, bad: Tensor | None, _gradient: Tensor) -> None:
+    started = method()
+    if started is not None:
+        started(number, bad)

@@ -1,6 +1,7 @@
 """Arguments of policies, scores and tasks that cannot be are refused by name, with what was found and is allowed."""
 
 import re
+from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from fractions import Fraction
 
@@ -9,7 +10,16 @@ import pytest
 import torch
 from unchanged import REFUSALS
 
-from cggm import CGGM, Classification, ClassifierScores, MaskedScores, Policy, Regression, RetrievalScores
+from cggm import (
+    CGGM,
+    Classification,
+    ClassifierScores,
+    MaskedScores,
+    Policy,
+    Regression,
+    RetrievalScores,
+    policies,
+)
 from cggm.policies import (
     AGM,
     DGL,
@@ -85,8 +95,9 @@ FLAGS = [
     (OGMGE, "split_head"),
     (NormEqualization, "bounded"),
     (TCMax, "sampled"),
+    (Segmentation, "released"),
 ]
-WORDS = [(CGGM, "direction"), (CGGM, "score_kind"), (Regression, "kind")]
+WORDS = [(CGGM, "direction"), (CGGM, "score_kind"), (AGM, "zero"), (Regression, "kind")]
 OTHERS = [
     (MIMO, "optimum", 3),
     (MIMO, "optimum", "no"),
@@ -144,6 +155,21 @@ def shown(value):
 
 
 CASES = list(cases())
+
+
+def test_every_argument_of_every_class_has_its_cases():
+    listed = {(cls, name) for cls, name, _ in CASES}
+    roles = [role for role in vars(policies).values() if isinstance(role, type) and is_dataclass(role)]
+    for cls in (
+        *roles,
+        ClassifierScores,
+        MaskedScores,
+        RetrievalScores,
+        Classification,
+        Regression,
+        Segmentation,
+    ):
+        assert {field.name for field in fields(cls)} <= {name for its, name in listed if its is cls}, cls
 
 
 @pytest.mark.parametrize(

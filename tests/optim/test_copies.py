@@ -54,6 +54,22 @@ def test_hooks_of_a_wrapper_that_is_gone_do_nothing():
     assert not hooks(model)
 
 
+@pytest.mark.parametrize("policy", [DROPPING, AGM(), CGGM(lam=0.1, direction="gradient")], ids=repr)
+def test_a_loss_that_is_kept_does_not_keep_the_wrapper(policy):
+    model = small_model()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = wrap(model, base, policy)
+    ((inputs, target),) = batches(1)
+    kept = optimizer.balance(F.cross_entropy(model(*inputs), target), target)
+    del optimizer
+    gc.collect()
+    assert len(base.param_groups) == 1
+    kept.backward()
+    plain = small_model()
+    assert torch.equal(model(*inputs), plain(*inputs))
+    train(model, wrap(model, base, policy), steps=1)
+
+
 def test_the_model_can_be_wrapped_again_at_once():
     model = small_model()
     optimizer = wrap(model)
