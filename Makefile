@@ -6,8 +6,9 @@ INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+DIST ?= dist
 
-.PHONY: demo test test-all compilers oldest lint docs bench gpu clean
+.PHONY: demo test test-all coverage compilers oldest newest wheel pure-wheel wheels lint docs bench gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/cggm demo
@@ -18,8 +19,13 @@ test: $(TESTABLE)
 test-all: $(TESTABLE)
 	$(BIN)/python -m pytest
 
+# The share of lines that the fast tests run, in processes that they start, too. pyproject.toml has the settings. Where the
+# disk is full, coverage itself cannot write.
+coverage: $(TESTABLE)
+	$(BIN)/python -m pytest -m "not slow" -k "not on_a_full_disk" --cov --cov-report=term-missing:skip-covered
+
 # Builds and tests the CPU kernels with each of these that is installed (Debian: apt-get install g++-11 g++-12 clang).
-COMPILERS ?= g++-11 g++-12 g++-13 g++-14 clang++
+COMPILERS ?= g++-11 g++-12 g++-13 g++-14 clang++ clang++-16 clang++-19
 
 compilers: $(TESTABLE)
 	@for compiler in $(COMPILERS); do \
@@ -31,16 +37,44 @@ compilers: $(TESTABLE)
 	  PYTHONPATH=$$folder/lib $(BIN)/pytest -m "not slow" tests/ops || exit 1; \
 	done
 
-# The plain-Python path with the oldest torch. Nothing is compiled; it downloads a torch of its own.
-PURE_TESTS := tests/junctions tests/model tests/ops tests/optim tests/policies tests/tasks tests/test_doctests.py
-NEED_TRANSFORMERS := tests/model/test_other_models.py
+# A source distribution in $(DIST), and made from it a wheel for this platform: one file for every Python from 3.10 and every
+# torch from 2.11 on. CUDA kernels are in it where nvcc is found. On Linux it fits as old a system as the compiler allows;
+# torch's own libraries stay out.
+wheel: $(TESTABLE)
+	rm -rf build/wheel && mkdir -p $(DIST)
+	CGGM_REQUIRE_EXTENSION=1 CGGM_CUDA_ARCHS="$${CGGM_CUDA_ARCHS-default}" \
+	  $(BIN)/python -m build --no-isolation --outdir build/wheel >build/wheel.log 2>&1 || { tail -n 40 build/wheel.log; exit 1; }
+	rm -f $(DIST)/cggm-*-abi3-*.whl && cp build/wheel/*.tar.gz $(DIST)
+	if [ "$$(uname -s)" = Linux ]; then PATH="$(abspath $(BIN)):$$PATH" auditwheel repair \
+	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir $(DIST) build/wheel/*.whl; \
+	else cp build/wheel/*.whl $(DIST); fi
 
-oldest:
-	rm -rf build/oldest && $(PYTHON) -m venv build/oldest/venv
-	build/oldest/venv/bin/python -m pip install --quiet torch==2.6.0 numpy==1.26.0 matplotlib==3.8.0 rich==13.0.0 \
-	  scikit-learn==1.4.0 scipy==1.11.2 tyro==0.9.0 expecttest hypothesis pytest pytest-benchmark
-	CGGM_PURE_PYTHON=1 build/oldest/venv/bin/python -m pip install --quiet --no-deps --target build/oldest/lib .
-	PYTHONPATH=build/oldest/lib build/oldest/venv/bin/pytest -m "not slow" $(PURE_TESTS) --ignore=$(NEED_TRANSFORMERS)
+# A source distribution, and one wheel for every platform, without compiled kernels.
+pure-wheel: $(TESTABLE)
+	CGGM_PURE_PYTHON=1 $(BIN)/python -m build --no-isolation --outdir $(DIST) >/dev/null
+
+# The wheels for Linux, macOS and both processors, by cibuildwheel, which needs Docker on Linux.
+wheels: $(BIN)/python
+	$(PIP) cibuildwheel
+	$(BIN)/python -m cibuildwheel --output-dir $(DIST)
+
+# The wheels with versions that they were not built with: the lowest of pyproject.toml, and the newest or another torch,
+# also with another Python: make newest TORCH=torch==2.11.0 PYTHON=python3.10. Each downloads a torch of its own.
+TORCH ?= torch
+TEST_NEEDS := expecttest hypothesis pytest pytest-benchmark
+
+oldest: pure-wheel
+	rm -rf build/oldest && $(PYTHON) -m venv build/oldest
+	grep -oE '"[a-z0-9-]+>=[0-9.]+' pyproject.toml | grep -v triton | tr -d '"' | sed 's/>=/==/' >build/oldest/lowest.txt
+	build/oldest/bin/python -m pip install --quiet --constraint build/oldest/lowest.txt $(TEST_NEEDS) \
+	  "$$(ls $(DIST)/cggm-*-none-any.whl)[demo,integrations,papers]"
+	build/oldest/bin/pytest -m "not slow"
+
+newest: wheel
+	rm -rf build/newest && $(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet $(TORCH) $(TEST_NEEDS) \
+	  "$$(ls $(DIST)/cggm-*-abi3-*.whl)[demo,integrations,papers]"
+	build/newest/bin/pytest -m "not slow"
 
 bench: $(TESTABLE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks --benchmark-json=benchmark.json

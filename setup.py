@@ -1,8 +1,8 @@
 """Build `cggm_ops._C` from csrc/; everything that is not the extension is declared in pyproject.toml.
 
 CPU kernels are built wherever a C++ compiler and torch 2.11 or later are found. CUDA kernels are built when nvcc is
-found and either torch itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90") asks for them. Where nvcc
-fails, the CPU kernels are built without it; where the C++ compiler fails, the package installs without kernels. With
+found and either torch itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90", or "default") asks for them.
+Where nvcc fails, the CPU kernels are built without it; where the C++ compiler fails, the package installs without kernels. With
 CGGM_REQUIRE_EXTENSION=1 the installation fails instead. CGGM_PURE_PYTHON=1 builds no kernels, for one wheel that fits
 every platform.
 """
@@ -67,8 +67,8 @@ def cuda_archs(torch) -> str | None:
     if asked is None and torch.version.cuda is not None:
         if torch.cuda.is_available():
             return "".join(map(str, torch.cuda.get_device_capability()))
-        return default_archs(cuda_home())
-    return asked or None
+        asked = "default"
+    return default_archs(cuda_home()) if asked == "default" else asked or None
 
 
 def tolerant(command: type) -> type:
@@ -161,10 +161,13 @@ def kernels(archs: str | None) -> setuptools.Extension:
         gencode.append(f"-gencode=arch=compute_{first},code=compute_{first}")
         compile_args["cxx"] += [f'-DCGGM_CUDA_ARCHS="{archs}"', f"-I{home}/include"]
         compile_args["nvcc"] = ["-O3", "-std=c++17", *define, *gencode]
-        options = {"libraries": ["cudart_static", "rt", "dl"], "library_dirs": [f"{home}/lib64"]}
-        if torch.version.cuda is not None:
-            # Without this the linker drops the library: the only symbol needed from it is a weak one.
-            options["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch_cuda"]
+        options = {
+            "libraries": ["cudart_static", "rt", "dl"],
+            "library_dirs": [f"{home}/lib64"],
+            # Brings libtorch_cuda with it where torch has one. The only symbol needed from there is a weak one, so
+            # the linker would drop the library.
+            "extra_link_args": ["-Wl,--no-as-needed", "-ltorch"],
+        }
     return cpp_extension.CppExtension(
         "cggm_ops._C",
         files,

@@ -1,10 +1,11 @@
-"""The source distribution builds, installs and trains elsewhere, without the checkout on the path."""
+"""What is built installs and trains elsewhere, without the checkout on the path, also where compilers fail."""
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -13,69 +14,58 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TRAINING = """
-import cggm, cggm_ops, sys, torch
-from cggm import CGGM, CGGMOptimizerWrapper
-assert cggm.__file__.startswith(sys.prefix) and cggm_ops.__file__.startswith(sys.prefix)
-class Model(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.head = (torch.nn.Linear(i, o) for i, o in ((5, 4), (6, 4), (8, 3)))
-    def forward(self, a, b):
-        return self.head(torch.cat([self.a(a), self.b(b)], 1).relu())
-torch.manual_seed(0)
-model = Model()
-optimizer = CGGMOptimizerWrapper(torch.optim.SGD(model.parameters(), lr=0.2), model,
-                                 encoders={"a": "a", "b": "b"}, head="head", policy=CGGM(), apply="gradient")
-a, b = torch.randn(64, 5), torch.randn(64, 6)
-target = (a[:, 0] > 0).long() + (b[:, 0] > 0).long()
-losses = []
-for _ in range(100):
-    optimizer.zero_grad()
-    loss = torch.nn.functional.cross_entropy(model(a, b), target)
-    optimizer.balance(loss, target).backward()
-    optimizer.step()
-    losses.append(loss.item())
-assert losses[-1] < 0.7 * losses[0], losses
-print(cggm_ops.backend("cpu"))
-"""
+TRAINING = ROOT / "tests" / "installed.py"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def run(*command, **options):
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600, **options)
+def run(*command, env=ENVIRONMENT, **options):
+    command = [str(word) for word in command]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, **options)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
 
+def make(target, folder, **environment):
+    """Run a target of the Makefile in this environment, without its installation step; its files go to `folder`."""
+    made = f"{sys.prefix}/.testable"
+    options = {"cwd": ROOT, "env": {**ENVIRONMENT, **environment}}
+    return run("make", target, f"VENV={sys.prefix}", f"--old-file={made}", f"DIST={folder}", **options)
+
+
 @pytest.fixture(scope="module")
-def source_distribution(tmp_path_factory):
-    target = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", target, ROOT)
-    (archive,) = target.glob("*.tar.gz")
-    return archive
-
-
-def install(archive, folder, environment=None):
-    """A fresh environment that sees this one's packages, but not the editable install of the checkout."""
+def python(tmp_path_factory):
+    """The interpreter of an environment that sees this one's packages, but not the editable install of the checkout."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "venv"
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    run(
-        python, "-m", "pip", "uninstall", "--yes", "setuptools"
-    )  # an old one, before the one this test runs with
+    # An old one, before the one this test runs with.
+    run(python, "-m", "pip", "uninstall", "--yes", "setuptools")
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--no-build-isolation",
-        "--no-deps",
-        "--no-index",
-        archive,
-        env=environment,
-    )
+    shared = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "shared.pth").write_text("\n".join(shared) + "\n")
     return python
+
+
+def install(archive, python, environment=ENVIRONMENT):
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--force-reinstall")
+    run(python, "-m", "pip", "install", *options, archive, env=environment)
+
+
+def info(python, folder):
+    return run(python.with_name("cggm"), "info", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def pure(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    make("pure-wheel", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source_distribution(pure):
+    (archive,) = pure.glob("*.tar.gz")
+    return archive
 
 
 def test_it_holds_what_a_build_elsewhere_needs(source_distribution):
@@ -83,61 +73,97 @@ def test_it_holds_what_a_build_elsewhere_needs(source_distribution):
         names = {name.partition("/")[2] for name in archive.getnames()}
     tracked = run("git", "-C", ROOT, "ls-files", "csrc", "cggm_ops", "python").split()
     assert not set(tracked) - names
-    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert {"setup.py", "build_backend.py", "pyproject.toml", "README.md", "LICENSE"} <= names
 
 
-def test_a_wheel_holds_the_data_but_not_the_scripts_that_made_them(tmp_path):
-    environment = {**os.environ, "CXX": "no-such-compiler"}  # no extension: built in seconds
-    copy = tmp_path / "checkout"
-    for name in run(
-        "git", "-C", ROOT, "ls-files", "*.py", "*.toml", "*.in", "README.md", "LICENSE", "python"
-    ).split():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name)
-    run(
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        tmp_path,
-        copy,
-        env=environment,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    data = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "/data/" in name}
+def test_the_wheel_without_kernels_fits_every_platform_and_trains(pure, python, tmp_path):
+    (wheel,) = pure.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if name.endswith((".so", ".failed"))]
+    data = {Path(name).name for name in names if "/data/" in name}
     assert {"spoken_digits.npz", "uci_digits.npz", "watch.npz", "WATCH_LICENSE.txt"} <= data
-    assert not [name for name in data if name.endswith(".py")]
+    assert not [name for name in data if name.endswith(".py")]  # the scripts that made them
+    install(wheel, python)
+    run(python, TRAINING, "reference", cwd=tmp_path)
+    assert "no C++ compiler" in info(python, tmp_path)
 
 
-def test_a_compiler_that_fails_leaves_its_reason_and_a_package_that_works(tmp_path):
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\nexit 1\n")
-    compiler.chmod(0o755)
-    library = tmp_path / "lib"
-    build = (sys.executable, "setup.py", "build", "--build-base", tmp_path / "base", "--build-lib", library)
-    environment = {"CXX": str(compiler), "PATH": f"{tmp_path}:/usr/bin:/bin"}
-    assert "installing without" in run(*build, cwd=ROOT, env=environment)
-    program = "import cggm_ops; print(cggm_ops.__file__, cggm_ops.backend('cpu'), cggm_ops.missing_reason())"
-    said = run(sys.executable, "-c", program, cwd=tmp_path, env={"PYTHONPATH": str(library)})
-    assert said.startswith(
-        f"{library}/cggm_ops/__init__.py reference the compiled extension could not be built ("
-    )
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """A folder of packages that holds this environment's setuptools and no torch."""
+    folder = tmp_path_factory.mktemp("index")
+    setuptools = importlib.metadata.distribution("setuptools")
+    files = [file for file in setuptools.files if file.parts[0] != ".." and file.suffix != ".pyc"]
+    with zipfile.ZipFile(folder / f"setuptools-{setuptools.version}-py3-none-any.whl", "w") as wheel:
+        for file in files:
+            wheel.write(file.locate(), file.as_posix())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("environment", "missing"),
+    [
+        ({"CXX": "no-such-compiler"}, None),
+        ({"CXX": "true", "CGGM_PURE_PYTHON": "1"}, None),
+        ({"CXX": "true"}, "torch"),
+    ],
+)
+def test_an_isolated_build_needs_torch_only_for_a_compiler(
+    source_distribution, index, environment, missing, tmp_path
+):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--find-links", index]
+    command += ["--wheel-dir", tmp_path, source_distribution]
+    environment = {"PATH": "/usr/bin:/bin", "PIP_CONFIG_FILE": os.devnull, **environment}
+    result = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True)
+    asked = re.findall(r"No matching distribution found for ([\w-]+)", result.stderr)
+    assert asked[:1] == ([missing] if missing else []), result.stderr
+    assert bool(list(tmp_path.glob("*-none-any.whl"))) == (missing is None)
+
+
+def test_where_the_compiler_fails_it_installs_says_why_and_trains(source_distribution, python, tmp_path):
+    environment = {"PATH": "/usr/bin:/bin", "CXX": "false"}
+    install(source_distribution, python, environment)
+    run(python, TRAINING, "reference", cwd=tmp_path)
+    said = info(python, tmp_path)
+    assert "cpu                 reference operators" in said
+    assert "compiled extension  none: the compiled extension could not be built (" in said
     with pytest.raises(AssertionError, match="Error"):
-        run(*build, cwd=ROOT, env={**environment, "CGGM_REQUIRE_EXTENSION": "1"})
+        install(source_distribution, python, {**environment, "CGGM_REQUIRE_EXTENSION": "1"})
 
 
 @pytest.mark.slow
-def test_installed_elsewhere_it_trains_on_the_compiled_kernels(source_distribution, tmp_path):
-    python = install(source_distribution, tmp_path / "venv")
-    assert run(python, "-c", TRAINING, cwd=tmp_path).strip() == "compiled"
+def test_where_nvcc_fails_the_kernels_for_the_cpu_are_built(source_distribution, python, tmp_path):
+    toolkit = tmp_path / "cuda"
+    for name, text in {
+        "bin/nvcc": "#!/bin/sh\necho refused >&2; exit 1\n",
+        "include/cuda_runtime.h": "",
+        "c++": '#!/bin/sh\nexec /usr/bin/c++ "$@" -O0\n',  # in a third of the time
+    }.items():
+        (toolkit / name).parent.mkdir(parents=True, exist_ok=True)
+        (toolkit / name).write_text(text)
+        (toolkit / name).chmod(0o755)
+    environment = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "CXX": str(toolkit / "c++")}
+    environment |= {"CUDA_HOME": str(toolkit), "CGGM_CUDA_ARCHS": "80"}
+    install(source_distribution, python, environment)
+    run(python, TRAINING, "compiled", cwd=tmp_path)
+    said = info(python, tmp_path)
+    assert re.search(r"built with cuda +none", said)
+    assert re.search(r"built with cuda error +\w*Error: ", said)
 
 
 @pytest.mark.slow
-def test_without_a_compiler_it_installs_and_trains_on_the_reference(source_distribution, tmp_path):
-    environment = {"PATH": "/usr/bin:/bin", "CXX": "no-such-compiler"}
-    python = install(source_distribution, tmp_path / "venv", environment)
-    assert run(python, "-c", TRAINING, cwd=tmp_path).strip() == "reference"
-    info = run(python, "-c", "import cggm_ops; print(cggm_ops.missing_reason())", cwd=tmp_path)
-    assert "compiler" in info
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no compiler")
+def test_the_wheel_with_kernels_serves_every_python_and_trains(python, tmp_path):
+    if sys.platform == "linux":
+        pytest.importorskip("auditwheel")
+    make("wheel", tmp_path, CGGM_CUDA_ARCHS="")  # CUDA would take minutes
+    (wheel,) = tmp_path.glob("*.whl")
+    platform = "manylinux" if sys.platform == "linux" else "macosx"
+    assert re.fullmatch(rf"cggm-[\d.]+-cp310-abi3-{platform}_\w+\.whl", wheel.name)
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "cggm_ops/_C.abi3.so" in names
+    assert not [name for name in names if "torch" in Path(name).name.removeprefix("torch_private")]
+    install(wheel, python)
+    run(python, TRAINING, "compiled", cwd=tmp_path)
+    assert "compiled operators" in info(python, tmp_path)
