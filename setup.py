@@ -2,9 +2,9 @@
 
 CPU kernels are built wherever a C++ compiler and torch 2.11 or later are found. CUDA kernels are built when nvcc is
 found and either torch itself is a CUDA build or `CGGM_CUDA_ARCHS` (for instance "80;90", or "default") asks for them.
-Where nvcc fails, the CPU kernels are built without it; where the C++ compiler fails, the package installs without kernels. With
-CGGM_REQUIRE_EXTENSION=1 the installation fails instead. CGGM_PURE_PYTHON=1 builds no kernels, for one wheel that fits
-every platform.
+Where nvcc fails, the CPU kernels are built without it; where the C++ compiler fails, the package installs without
+kernels. With CGGM_REQUIRE_EXTENSION=1 the installation fails instead. CGGM_PURE_PYTHON=1 builds no kernels, for one
+wheel that fits every platform.
 """
 
 import os
@@ -142,7 +142,6 @@ def extension() -> dict:
 
 def kernels(archs: str | None) -> setuptools.Extension:
     """Return the extension, with CUDA kernels for these architectures if there are any."""
-    import torch
     from torch.utils import cpp_extension
 
     define = [*STABLE_ABI]

@@ -1,4 +1,4 @@
-"""Trains a model with an installed cggm: `python installed.py BACKEND` fails unless BACKEND serves the operators on the CPU."""
+"""Trains with an installed cggm: `python installed.py BACKEND` fails unless BACKEND serves the CPU's operators."""
 
 import sys
 
