@@ -19,7 +19,7 @@ from cggm.policies import MLB, OGMGE, OPM, ModalityDropout
 RUNS = {
     "CLIP": (train_contrastive.main, {"steps": 60}, 0.6),
     "a dual encoder": (train_contrastive.main, {"build": train_contrastive.dual_encoder, "steps": 40}, 0.7),
-    "SigLIP": (train_contrastive.main, {"build": train_contrastive.siglip, "steps": 40}, 0.7),
+    "SigLIP": (train_contrastive.main, {"build": train_contrastive.siglip, "steps": 80}, 0.7),
     "LLaVA": (train_llava.main, {"steps": 40}, 0.6),
     "LLaVA, OGM-GE": (train_llava.main, {"steps": 40, "policy": OGMGE()}, 0.6),
     "LLaVA, MLB and dropout": (train_llava.main, {"steps": 40, "policy": MLB() + ModalityDropout(0.1)}, 0.6),

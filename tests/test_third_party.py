@@ -31,7 +31,8 @@ def learns(model, optimizer, steps=150):
 def of_torch():
     """The classes that torch.optim offers, whichever version is installed."""
     classes = [c for c in vars(torch.optim).values() if inspect.isclass(c)]
-    refused = (torch.optim.LBFGS, torch.optim.Muon, torch.optim.SparseAdam, torch.optim.Optimizer)
+    names = ("LBFGS", "Muon", "SparseAdam", "Optimizer")  # torch 2.6 has no Muon
+    refused = tuple(getattr(torch.optim, name) for name in names if hasattr(torch.optim, name))
     return [c for c in classes if issubclass(c, torch.optim.Optimizer) and c not in refused]
 
 
