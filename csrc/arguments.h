@@ -50,7 +50,7 @@ inline View view(PyObject* object) {
   out.sizes = tensor.sizes;
   out.strides = tensor.strides;
   out.element_size = tensor.bits / 8;
-  out.device_type = aoti_torch_device_type_cpu();
+  out.device_type = cpu_type();
   out.dtype = to_scalar_type(tensor.code, tensor.bits);
   out.numel = 1;
   for (int64_t d = out.dim - 1; d >= 0; --d) {

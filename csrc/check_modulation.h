@@ -91,11 +91,11 @@ struct ScaleArguments {
       gradients.push_back({grad.data, grad.numel, owner[s], grad.dtype});
     }
     written.check_disjoint();
-    check_not_scaled(range(factors, "coefficients"));
+    check_not_scaled(Range(factors, "coefficients"));
   }
 
  protected:
-  void check_not_scaled(const Range& read) const {
+  void check_not_scaled(const Range& read) {
     written.check_not_read(read, "give that one the owner -1 or pass a copy", [this](const Range& grad) {
       return owner[grad.index] >= 0;
     });
@@ -116,8 +116,8 @@ struct ModulateArguments : ScaleArguments {
       refuse("unimodal must hold one tensor per coefficient (", factors.numel, "), found ", unimodal.size());
     const View head = view(fusion.get());
     check_same_device(head, factors, "fusion", "coefficients");
-    check_not_scaled(range(head, "fusion"));
-    for (size_t m = 0; m < unimodal.size(); ++m) check_not_scaled(range(view(unimodal[m].get()), "unimodal", m));
+    check_not_scaled(Range(head, "fusion"));
+    for (size_t m = 0; m < unimodal.size(); ++m) check_not_scaled(Range(view(unimodal[m].get()), "unimodal", m));
   }
 };
 

@@ -18,6 +18,21 @@ struct ParameterStep {
   ScalarType dtype;
 };
 
+// How many steps a parameter has taken.
+struct Counter {
+  void* data;
+  bool is_double;
+  bool on_host;  // and not beside the parameter
+
+  double read() const { return is_double ? *static_cast<double*>(data) : *static_cast<float*>(data); }
+  void increment() const {
+    if (is_double)
+      *static_cast<double*>(data) += 1;
+    else
+      *static_cast<float*>(data) += 1;
+  }
+};
+
 struct NamedList {
   const char* name;
   const TensorList* tensors;
@@ -37,6 +52,7 @@ struct StepArguments {
   double lr, weight_decay;
   bool maximize;
   std::vector<ParameterStep> steps;
+  std::vector<Counter> counters;
   std::vector<Tensor> copies;  // of gradients with other strides
 
  protected:
@@ -56,8 +72,8 @@ struct StepArguments {
     if (found != params.size()) refuse(name, " must hold one tensor per parameter (", params.size(), "), found ", found);
   }
 
-  // `counters`: single numbers that the step changes, too.
-  void check_lists(std::initializer_list<NamedList> states, const std::vector<View>& counters = {}) {
+  // `counts`: single numbers that the step changes, too.
+  void check_lists(std::initializer_list<NamedList> states, const TensorList* counts = nullptr) {
     const size_t count = params.size();
     check_number(lr, "lr");
     check_number(weight_decay, "weight_decay");
@@ -67,47 +83,64 @@ struct StepArguments {
       refuse("owner must name one modality per tensor in params, found ", owner.size(), " for ", count);
     check_scale(grad_scale, "grad_scale");
     check_scale(update_scale, "update_scale");
-    Written written(count * (1 + states.size()) + counters.size());
-    std::vector<View> views, gradients;
-    views.reserve(count);
-    gradients.reserve(count);
-    steps.reserve(count);
+    if (counts != nullptr) check_count("steps", counts->size());
+    Written written(count * (2 + states.size()));
+    std::vector<Range> read;
+    read.reserve(count);
+    steps.resize(count);
+    if (counts != nullptr) counters.resize(count);
+    View first{};
     for (size_t s = 0; s < count; ++s) {
-      views.push_back(params[s]);
-      const View& param = views.back();
+      const View param = params[s], grad = grads[s];
+      if (s == 0) first = param;
       check_dtype(param.dtype, "params");
-      check_same_device(param, views[0], "params", "params[0]");
+      check_same_device(param, first, "params", "params[0]");
       written.add(param, "params", s);
-      gradients.push_back(grads[s]);
-      check_fits(gradients.back(), param, "grads", s, true);
-      steps.push_back({param.data, nullptr, {}, param.numel, owner.empty() ? -1 : owner[s], param.dtype});
+      check_fits(grad, param, "grads", s, true);
+      read.emplace_back(grad, "grads", s);
+      ParameterStep& step = steps[s];
+      step.param = param.data;
+      step.grad = in_order_of(grad, param, copies);
+      step.numel = param.numel;
+      step.modality = owner.empty() ? -1 : owner[s];
+      step.dtype = param.dtype;
       size_t k = 0;
       for (const NamedList& state : states) {
         const View tensor = (*state.tensors)[s];
         check_fits(tensor, param, state.name, s, tensor.dim == param.dim && same_order(tensor, param));
         written.add(tensor, state.name, s);
-        steps.back().state[k++] = tensor.data;
+        step.state[k++] = tensor.data;
       }
+      if (counts == nullptr) continue;
+      const View counter = counts->counter(s);
+      counters[s] = check_counter(counter, param, s);
+      written.add(counter, "steps", s);
     }
-    for (size_t s = 0; s < counters.size(); ++s) written.add(counters[s], "steps", s);
     written.check_disjoint();
-    check_scale_memory(grad_scale, "grad_scale", views, written);
-    check_scale_memory(update_scale, "update_scale", views, written);
-    for (size_t s = 0; s < count; ++s) written.check_not_read(gradients[s], "grads", s);
-    for (size_t s = 0; s < count; ++s) steps[s].grad = in_order_of(gradients[s], views[s], copies);
+    if (count > 0) check_scale_memory(grad_scale, "grad_scale", first, written);
+    if (count > 0) check_scale_memory(update_scale, "update_scale", first, written);
+    for (const Range& grad : read) written.check_not_read(grad);
   }
 
  private:
-  static void check_scale_memory(
-      const Operand& scale, const char* name, const std::vector<View>& params, const Written& written) {
-    if (!scale || params.empty()) return;
-    check_same_device(*scale, params[0], name, "params");
-    written.check_not_read(*scale, name, -1);
+  static void check_scale_memory(const Operand& scale, const char* name, const View& param, Written& written) {
+    if (!scale) return;
+    check_same_device(*scale, param, name, "params");
+    written.check_not_read(Range(*scale, name));
   }
   void check_scale(const Operand& scale, const char* name) const {
     if (!scale) return;
     check_factors(*scale, 1, name);
     check_owner(owner, params.size(), "params", (*scale).numel, name);
+  }
+  static Counter check_counter(const View& counter, const View& param, size_t index) {
+    if (counter.numel != 1 || (counter.dtype != ScalarType::Float && counter.dtype != ScalarType::Double))
+      refuse("steps[", index, "] must be one float32 or float64 number, found ", counter.numel, " of ",
+             torch::headeronly::toString(counter.dtype));
+    const bool on_host = !same_device(counter, param);
+    if (on_host && counter.device_type != cpu_type())
+      refuse("steps[", index, "] must be on the CPU or on the device of params: move it with .to(device)");
+    return {counter.data, counter.dtype == ScalarType::Double, on_host};
   }
   static void check_fits(const View& tensor, const View& param, const char* name, size_t index, bool in_order) {
     if (!same_shape(tensor, param) || tensor.dtype != param.dtype || !in_order)
@@ -123,7 +156,6 @@ struct AdamArguments : StepArguments {
   TensorList exp_avgs, exp_avg_sqs, counter_list;
   double beta1, beta2, eps;
   bool decoupled;
-  std::vector<View> counters;  // steps taken before this one, single numbers on the CPU or beside the parameters
 
   template <typename Argument>
   explicit AdamArguments(const Argument* stack)
@@ -140,29 +172,7 @@ struct AdamArguments : StepArguments {
     check_number(beta1, "beta1", 1);
     check_number(beta2, "beta2", 1);
     check_number(eps, "eps");
-    check_count("steps", counter_list.size());
-    counters.reserve(counter_list.size());
-    for (size_t s = 0; s < counter_list.size(); ++s) {
-      counters.push_back(counter_list.counter(s));
-      const View& counter = counters.back();
-      if (counter.numel != 1 || (counter.dtype != ScalarType::Float && counter.dtype != ScalarType::Double))
-        refuse("steps[", s, "] must be one float32 or float64 number, found ", counter.numel, " of ",
-               torch::headeronly::toString(counter.dtype));
-      if (!is_on_host(counter) && !same_device(counter, params[s]))
-        refuse("steps[", s, "] must be on the CPU or on the device of params: move it with .to(device)");
-    }
-    check_lists({{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}}, counters);
-  }
-
-  static bool is_on_host(const View& counter) { return counter.device_type == aoti_torch_device_type_cpu(); }
-  static double read(const View& counter) {
-    return counter.dtype == ScalarType::Double ? *static_cast<double*>(counter.data) : *static_cast<float*>(counter.data);
-  }
-  static void increment(const View& counter) {
-    if (counter.dtype == ScalarType::Double)
-      *static_cast<double*>(counter.data) += 1;
-    else
-      *static_cast<float*>(counter.data) += 1;
+    check_lists({{"exp_avgs", &exp_avgs}, {"exp_avg_sqs", &exp_avg_sqs}}, &counter_list);
   }
 };
 

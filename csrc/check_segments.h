@@ -93,8 +93,8 @@ struct CombineArguments {
     Written written(count);
     for (int64_t s = 0; s < count; ++s) written.add(views[s], "sets[0]", s);
     written.check_disjoint();
-    written.check_not_read(view(weights.get()), "weights", -1);
-    for (size_t i = count; i < views.size(); ++i) written.check_not_read(views[i], "others", i - count);
+    written.check_not_read(Range(view(weights.get()), "weights"));
+    for (size_t i = count; i < views.size(); ++i) written.check_not_read(Range(views[i], "others", i - count));
     sets = check_sets(views, width);
   }
 };

@@ -39,6 +39,11 @@ inline ScalarType to_scalar_type(int32_t dtype) {
   return torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype));
 }
 
+inline int32_t cpu_type() {
+  static const int32_t type = aoti_torch_device_type_cpu();
+  return type;
+}
+
 // What the checks and kernels need to know about a tensor.
 struct View {
   AtenTensorHandle handle;  // null if the tensor came straight from Python; it is contiguous then
@@ -102,7 +107,10 @@ inline bool same_device(const View& a, const View& b) {
   return a.device_type == b.device_type && a.device_index == b.device_index;
 }
 inline bool same_shape(const View& a, const View& b) {
-  return a.dim == b.dim && std::equal(a.sizes, a.sizes + a.dim, b.sizes);
+  if (a.dim != b.dim) return false;
+  for (int64_t d = 0; d < a.dim; ++d)  // std::equal would call memcmp
+    if (a.sizes[d] != b.sizes[d]) return false;
+  return true;
 }
 // Tells whether elements of equal index lie at equal distances from the start. Strides along sizes of 1 do not matter.
 inline bool same_order(const View& a, const View& b) {

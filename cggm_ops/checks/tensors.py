@@ -81,7 +81,8 @@ def check_written(lists: Mapping[str, Sequence[Tensor]]) -> list[Range]:
                     "the result back"
                 )
             if has_memory(tensor):
-                ranges.append((*_memory(tensor), f"{name}[{index}]"))
+                label = f"{name}[{index}]"
+                ranges.append((*_memory(tensor, label), label))
     ranges.sort(key=lambda found: found[0])
     for (_, end, first), (begin, _, second) in itertools.pairwise(ranges):
         if end > begin:
@@ -93,7 +94,7 @@ def check_not_written(tensor: Tensor, name: str, written: Sequence[Range], fix: 
     """Refuse a tensor that would change while it is read; `written` is what `check_written` returned."""
     if not has_memory(tensor):
         return
-    begin, end = _memory(tensor)
+    begin, end = _memory(tensor, name)
     # The last that begins before `end`.
     before = bisect.bisect_left(written, end, key=lambda found: found[0]) - 1
     if before >= 0 and written[before][1] > begin:
@@ -120,8 +121,10 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _memory(tensor: Tensor) -> tuple[int, int]:
+def _memory(tensor: Tensor, name: str) -> tuple[int, int]:
     """First address and the one behind the last element, gaps included."""
     begin = tensor.data_ptr()
+    if begin == 0:
+        raise ValueError(f"{name} has no memory: its storage has been resized to 0")
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return begin, begin + (last + 1) * tensor.element_size()

@@ -37,6 +37,7 @@ struct Chunks {
 
   template <typename Tensors, typename Numel>
   Chunks(const Tensors& tensors, const Numel& numel, int64_t size = kChunk, int64_t width = 1) {
+    list.reserve(tensors.size());
     for (size_t s = 0; s < tensors.size(); ++s) {
       const int64_t n = numel(tensors[s]);
       elements += n * width;

@@ -40,14 +40,14 @@ void for_each_part(const std::vector<ParameterStep>& steps, const F& f) {
 void step(AdamArguments& a) {
   const Scale grad_scale(a.grad_scale), update_scale(a.update_scale);
   std::vector<AdamFactors> factors(a.steps.size());
-  double count = 0, correction1 = 0, correction2 = 0;
+  double count = 0, correction1 = 0, inverse_root = 0;
   for (size_t s = 0; s < factors.size(); ++s) {
     const int64_t modality = a.steps[s].modality;
-    const double now = AdamArguments::read(a.counters[s]) + 1;
+    const double now = a.counters[s].read() + 1;
     if (now != count) {  // nearly always the same for all parameters
       count = now;
       correction1 = 1 - std::pow(a.beta1, count);
-      correction2 = 1 - std::pow(a.beta2, count);
+      inverse_root = 1 / std::sqrt(1 - std::pow(a.beta2, count));
     }
     const double rate = a.lr * update_scale(modality);
     AdamFactors& f = factors[s];
@@ -58,13 +58,13 @@ void step(AdamArguments& a) {
     f.beta2 = a.beta2;
     f.beta2_rest = 1 - a.beta2;
     f.step_size = rate / correction1;
-    f.inverse_root = 1 / std::sqrt(correction2);
+    f.inverse_root = inverse_root;
     f.eps = a.eps;
   }
   for_each_part(a.steps, [&](const auto& loop, const ParameterStep&, const Chunk& chunk, auto* param, auto* grad, auto* states) {
     loop.adamw(param, grad, states[0], states[1], chunk.count, factors[chunk.tensor]);
   });
-  for (const View& counter : a.counters) AdamArguments::increment(counter);
+  for (const Counter& counter : a.counters) counter.increment();
 }
 
 void step(SgdArguments& a) {

@@ -50,41 +50,41 @@ void flush(Table& table, const CurrentDevice& device) {
 }
 
 // Where one parameter's steps are counted, and on the host how many there are with this one.
-struct Counter {
+struct Count {
   CounterPlace place;
   double count;
 
-  Counter(const View& counter, int32_t device_type) {
-    const bool is_double = counter.dtype == ScalarType::Double, on_host = counter.device_type != device_type;
-    place = on_host ? CounterPlace::kHost : is_double ? CounterPlace::kDeviceDouble : CounterPlace::kDeviceFloat;
-    count = on_host ? AdamArguments::read(counter) + 1 : 0;
+  explicit Count(const Counter& counter) {
+    const CounterPlace on_device = counter.is_double ? CounterPlace::kDeviceDouble : CounterPlace::kDeviceFloat;
+    place = counter.on_host ? CounterPlace::kHost : on_device;
+    count = counter.on_host ? counter.read() + 1 : 0;
   }
-  bool operator<(const Counter& other) const { return std::tie(place, count) < std::tie(other.place, other.count); }
+  bool operator<(const Count& other) const { return std::tie(place, count) < std::tie(other.place, other.count); }
 };
 
 // The parameters in an order in which equal counts are neighbours, so that they share launches.
-std::vector<size_t> order_by(const std::vector<Counter>& counters) {
-  std::vector<size_t> order(counters.size());
+std::vector<size_t> order_by(const std::vector<Count>& counts) {
+  std::vector<size_t> order(counts.size());
   std::iota(order.begin(), order.end(), 0);
-  if (!std::is_sorted(counters.begin(), counters.end()))
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return counters[a] < counters[b]; });
+  if (!std::is_sorted(counts.begin(), counts.end()))
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return counts[a] < counts[b]; });
   return order;
 }
 
 void count_on_device(
-    const AdamArguments& a, const std::vector<Counter>& counters, CounterPlace place, const CurrentDevice& device) {
+    const AdamArguments& a, const std::vector<Count>& counts, CounterPlace place, const CurrentDevice& device) {
   CounterTable table = {};
   table.place = place;
-  for (size_t s = 0; s < counters.size(); ++s) {
-    if (counters[s].place == place) table.counters[table.count++] = a.counters[s].data;
-    if (table.count == CounterTable::kCapacity || (table.count > 0 && s + 1 == counters.size())) {
+  for (size_t s = 0; s < counts.size(); ++s) {
+    if (counts[s].place == place) table.counters[table.count++] = a.counters[s].data;
+    if (table.count == CounterTable::kCapacity || (table.count > 0 && s + 1 == counts.size())) {
       launch_count(table, device.stream());
       table.count = 0;
     }
   }
 }
 
-void run_adamw(const AdamArguments& a, const std::vector<Counter>& counters, const CurrentDevice& device) {
+void run_adamw(const AdamArguments& a, const std::vector<Count>& counts, const CurrentDevice& device) {
   AdamTable table = {};
   table.shared = shared_of(a);
   table.beta1 = a.beta1;
@@ -92,19 +92,19 @@ void run_adamw(const AdamArguments& a, const std::vector<Counter>& counters, con
   table.eps = a.eps;
   table.decoupled = a.decoupled;
   int corrections = 0;
-  double count = 0;  // that the last correction belongs to
-  for (const size_t s : order_by(counters)) {
-    const Counter& counter = counters[s];
-    const bool on_host = counter.place == CounterPlace::kHost;
-    const bool is_known = !on_host || (corrections > 0 && counter.count == count);
-    if (table.entry_count == AdamTable::kParameters || counter.place != table.place ||
+  double last = 0;  // count that the last correction belongs to
+  for (const size_t s : order_by(counts)) {
+    const auto [place, count] = counts[s];
+    const bool on_host = place == CounterPlace::kHost;
+    const bool is_known = !on_host || (corrections > 0 && count == last);
+    if (table.entry_count == AdamTable::kParameters || place != table.place ||
         (!is_known && corrections == kMaxCorrections)) {
       flush(table, device);
       corrections = 0;
     }
-    table.place = counter.place;
-    if (on_host && (corrections == 0 || counter.count != count)) {
-      count = counter.count;
+    table.place = place;
+    if (on_host && (corrections == 0 || count != last)) {
+      last = count;
       table.corrections[corrections++] = {1 - std::pow(a.beta1, count), 1 / std::sqrt(1 - std::pow(a.beta2, count))};
     }
     table.counters[table.entry_count] = a.counters[s].data;
@@ -133,15 +133,12 @@ void adamw_(StableIValue* stack, uint64_t, uint64_t) {
   check_launches(a);
   if (a.steps.empty()) return;
   const CurrentDevice device(share(a.params[0].handle));
-  const int32_t device_type = a.params[0].device_type;
-  std::vector<Counter> counters;
-  counters.reserve(a.counters.size());
-  for (const View& counter : a.counters) counters.emplace_back(counter, device_type);
+  const std::vector<Count> counts(a.counters.begin(), a.counters.end());
   for (const CounterPlace place : {CounterPlace::kDeviceFloat, CounterPlace::kDeviceDouble})
-    count_on_device(a, counters, place, device);
-  run_adamw(a, counters, device);
-  for (const View& counter : a.counters)
-    if (counter.device_type != device_type) AdamArguments::increment(counter);
+    count_on_device(a, counts, place, device);
+  run_adamw(a, counts, device);
+  for (const Counter& counter : a.counters)
+    if (counter.on_host) counter.increment();
 }
 
 void sgd_(StableIValue* stack, uint64_t, uint64_t) {
