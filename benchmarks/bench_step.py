@@ -154,8 +154,8 @@ def test_own_host_time(benchmark, name, policy):
     optimizer.balance(F.cross_entropy(model(*inputs), target), target).backward()
     optimizer.step()  # now the policy has a state
     features = [e(x).detach().requires_grad_() for e, x in zip(model.encoders, inputs, strict=True)]
-    used = [f.detach() for f in features] if policy.detach_features else features
-    captures = optimizer._model.modalities.captures
+    used = [f.detach() for f in features] if optimizer._plan.detaches_features else features
+    hooks = optimizer._model.encoders.hooks
     classifiers = list(model.unimodal_classifiers.children())
     kept = [(p, torch.randn_like(p)) for p in model.encoders.parameters()]
 
@@ -167,8 +167,8 @@ def test_own_host_time(benchmark, name, policy):
 
     def balanced():
         loss = multimodal()
-        for capture, each in zip(captures, features, strict=True):
-            capture.features = each
+        for hook, each in zip(hooks, features, strict=True):
+            hook.features, hook.modes = (each,), (True,)
         optimizer.balance(loss, target).backward()
         optimizer.step()
 
@@ -179,6 +179,28 @@ def test_own_host_time(benchmark, name, policy):
         optimizer.base.step()
 
     compare(benchmark, balanced, {"by hand, nothing balanced": by_hand})
+
+
+@pytest.mark.parametrize(("width", "depth"), [(16, 4), (512, 4)])
+def test_inference(benchmark, width, depth):
+    """Compare the forward pass of a wrapped model with that of a model that never was, both in evaluation mode."""
+    plain, inputs, _ = setup(width, depth)
+    model = setup(width, depth)[0]
+    optimizer = CGGMOptimizerWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model,
+        encoders={"a": "encoders.0", "b": "encoders.1"},
+        head="head",
+    )
+
+    def forward(of: nn.Module) -> None:
+        with torch.no_grad():
+            of(*inputs)
+
+    plain.eval()
+    model.eval()
+    compare(benchmark, lambda: forward(model), {"never wrapped": lambda: forward(plain)})
+    optimizer.detach()
 
 
 @pytest.mark.parametrize("apply", ["feature", "gradient"])
