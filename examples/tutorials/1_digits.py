@@ -181,7 +181,7 @@ print(f"mean difference {difference.mean():+.1f}, standard deviation {difference
 # When it does not help
 # ---------------------
 #
-# Another optimizer or learning rate may do as well as balancing. ``cggm demo`` trains a model of this kind with Adam, too:
-# joint training is better there, and the difference smaller. Unimodal losses alone (``policy=cggm.UnimodalLosses()``)
-# often bring a good part of the gain. ``cggm compare`` runs all of them over seeds; :doc:`/evidence` has the tables. The
-# next two tutorials are about models for which balancing wins no accuracy.
+# Another optimizer or learning rate may do as well as balancing. ``cggm demo`` trains a model of this kind with Adam,
+# too: joint training is better there, and the difference smaller. Unimodal losses alone
+# (``policy=cggm.UnimodalLosses()``) often bring a good part of the gain. ``cggm compare`` runs all of them over seeds;
+# :doc:`/evidence` has the tables. The next two tutorials are about models for which balancing wins no accuracy.

@@ -2,9 +2,9 @@
 Segmentation: four scans of a brain, and one is missing
 =======================================================
 
-Find a tumor in four scans of the same slice, called T1, T1ce, T2 and FLAIR as in BraTS. Each shows something else: edema
-is bright in T2 and FLAIR, the enhancing core in T1ce. In practice, one of the four is often missing. The scans are made
-here, 24 pixels wide. It takes about a minute on one core.
+Find a tumor in four scans of the same slice, called T1, T1ce, T2 and FLAIR as in BraTS. Each shows something else:
+edema is bright in T2 and FLAIR, the enhancing core in T1ce. In practice, one of the four is often missing. The scans
+are made here, 24 pixels wide. It takes about a minute on one core.
 
 Four modalities, maps instead of vectors, a task that is not classification: what changes for the wrapper?
 """

@@ -183,6 +183,20 @@ def test_what_cannot_be_diagnosed_is_refused():
         cggm.diagnose(Model(), encoders, train_loader=[], **common)
 
 
+def test_a_model_that_returns_a_mapping_asks_for_its_loss():
+    class Mapped(Model):
+        def forward(self, first, second):
+            return {"logits": super().forward(first, second)}
+
+    data = loader("balanced", rows=96)
+    common = {"head": "head", "train_loader": data, "validation_loader": data, "epochs": 1}
+    encoders = {"first": "first", "second": "second"}
+    with pytest.raises(TypeError, match=r"\['logits'\].*pass loss="):
+        cggm.diagnose(Mapped(), encoders, **common)
+    report = cggm.diagnose(Mapped(), encoders, loss=lambda o, y: F.cross_entropy(o["logits"], y), **common)
+    assert report.steps == 3
+
+
 def test_a_linear_probe_finds_what_is_linear_and_chance_is_the_best_constant():
     x = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
     target = (x[:, 0] > 0.6).long()

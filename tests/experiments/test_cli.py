@@ -30,6 +30,32 @@ def test_demo_writes_its_files(tmp_path, capsys):
     assert "1/1" in shown or "0/1" in shown
 
 
+def test_the_live_view_of_the_demo_changes_no_result_and_needs_a_terminal(tmp_path):
+    from rich.console import Console
+
+    from cggm.experiments.demo import Demo, run_demo
+
+    shown = {}
+    for terminal in (True, False):
+        console = Console(force_terminal=terminal, width=100, height=60)
+        out = tmp_path / str(terminal)
+        demo = Demo(seeds=1, epochs=1, methods=("joint", "cggm"), optimizers=("sgd",), out=out, live=True)
+        with console.capture() as drawn:
+            assert run_demo(demo, console)
+        runs = json.loads((out / "demo.json").read_text())["runs"]
+        shown[terminal] = drawn.get(), [(run["method"], run["accuracy"], run["probe"]) for run in runs]
+    assert shown[True][1] == shown[False][1]
+    assert "job 1 of 1, sgd, seed 0: cggm, step 10" in shown[True][0]
+    assert "coefficients/audio" in shown[True][0]
+    assert "coefficients/audio" not in shown[False][0]
+
+
+def test_a_live_view_without_a_policy_is_refused_before_the_work(tmp_path, capsys):
+    assert cli.main(["demo", "--live", "--methods", "joint", "--out", str(tmp_path)]) == 2
+    assert "add 'default'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_info_tells_versions_and_backend(capsys):
     import torch
 

@@ -95,6 +95,9 @@ def test_the_trainer_balances_without_a_subclass(tmp_path, parts):
     assert entries[-1]["balance/loss"] < entries[0]["balance/loss"]
     assert trainer.evaluate()["eval_loss"] < 1.4  # the multimodal loss alone
 
+    with pytest.raises(ValueError, match="label_names"):
+        balance.loss({"logits": torch.zeros(2, 4)}, None)
+
     scaled = wrap(small_model(), policy=CGGM(), apply="gradient")
     with pytest.raises(ValueError, match="max_grad_norm"):
         BalanceCallback(scaled).on_train_begin(arguments, None, None)

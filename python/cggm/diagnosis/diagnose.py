@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ..arguments import check_range
-from ..tasks import Classification, MultiLabel, Task, find_task
+from ..tasks import Classification, MultiLabel, Regression, Segmentation, Task, find_task
 from . import probes
 from .report import ModalityReport, Report
 from .training import Loss, Run, Setting, price, train
@@ -53,11 +53,12 @@ def diagnose(
         task: as in the wrapper; its score is what is compared.
         optimizer: parameters -> optimizer, with the settings of your training; by default AdamW at 1e-3.
         epochs: `>= 1`, of both copies. Take as many as it takes until the joint model is no longer poor.
-        loss: of the model's output and the target; by default the task's.
+        loss: of the model's output and the target; by default the task's. A model that returns a mapping, as those of
+            transformers, needs it: `lambda output, target: F.cross_entropy(output["logits"], target)`.
 
     Raises:
         ValueError: no epochs, an empty loader, or arguments that the wrapper refuses.
-        TypeError: a loader that can be iterated only once.
+        TypeError: a loader that can be iterated only once, a mapping as the model's output without `loss`.
 
     Source: the gap is that of Wang et al., CVPR 2020, and Peng et al., CVPR 2022; competition strength: Li et al., ICCV
     2023; purity gap: Wei et al., ECCV 2024.
@@ -84,7 +85,7 @@ def diagnose(
             )
     task = find_task(task)
     make = optimizer or (lambda parameters: AdamW(parameters, lr=1e-3))
-    setting = Setting((model, dict(encoders), head), task, loss or task.loss, make)
+    setting = Setting((model, dict(encoders), head), task, loss or _of_tensors(task), make)
     devices = [setting.device] if setting.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         validation = list(setting.batches(validation_loader))
@@ -92,6 +93,22 @@ def diagnose(
             raise ValueError("validation_loader holds no batch")
         joint, alone = train(setting, train_loader, epochs)
         return _measure(setting, joint, alone, list(setting.batches(train_loader)), validation, train_loader)
+
+
+def _of_tensors(task: Task) -> Loss:
+    """The task's loss, which asks for `loss` where the model returns a mapping that a task of ours cannot read."""
+
+    def loss(output: Any, target: Tensor) -> Tensor:
+        if isinstance(output, Mapping) and isinstance(
+            task, (Classification, MultiLabel, Regression, Segmentation)
+        ):
+            raise TypeError(
+                f"loss: the model returns a mapping with {list(output)}, and the loss of {type(task).__name__} takes a "
+                'tensor: pass loss=lambda output, target: F.cross_entropy(output["logits"], target), or the like'
+            )
+        return task.loss(output, target)
+
+    return loss
 
 
 def _measure(

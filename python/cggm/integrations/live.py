@@ -37,6 +37,7 @@ class LiveView:
         every: steps between two updates; each waits for the device.
         width: updates that a sparkline shows.
         console: where to draw.
+        title: above the table, before the number of the step.
 
     Call `view.update()` after every `optimizer.step()`.
     """
@@ -48,8 +49,9 @@ class LiveView:
         every: int = 10,
         width: int = 40,
         console: Console | None = None,
+        title: str = "",
     ) -> None:
-        self.optimizer, self.every = optimizer, every
+        self.optimizer, self.every, self.title = optimizer, every, title
         self._steps, self._width = 0, width
         self._seen: dict[str, deque[float]] = {}
         self._live = Live(console=console, get_renderable=self.table, auto_refresh=False)
@@ -71,7 +73,7 @@ class LiveView:
 
     def table(self) -> Table:
         """A row per statistic and modality: its newest value, and a sparkline."""
-        table = Table("statistic", "now", "so far", title=f"step {self._steps}")
+        table = Table("statistic", "now", "so far", title=f"{self.title} step {self._steps}".strip())
         for name, values in self._seen.items():
             table.add_row(name, f"{values[-1]:.4g}", sparkline(values))
         return table

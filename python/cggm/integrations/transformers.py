@@ -33,7 +33,16 @@ class BalanceCallback(TrainerCallback):
         self._parts = 1
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """The balanced loss, divided for accumulation; in evaluation the plain one."""
+        """The balanced loss, divided for accumulation; in evaluation the plain one.
+
+        Raises:
+            ValueError: the Trainer found no labels in the batch.
+        """
+        if labels is None:
+            raise ValueError(
+                "the Trainer found no labels: it looks for arguments of the model's forward with 'label' in their "
+                "names; for another model pass label_names=['labels'] to TrainingArguments, with the key of your batches"
+            )
         loss = self._plain(outputs, labels)
         return self.optimizer.balance(loss, labels) / self._parts if torch.is_grad_enabled() else loss
 

@@ -125,12 +125,17 @@ def _parameter_groups(
     return [{"params": [p for p in model.parameters() if p not in taken]}, *groups]
 
 
-def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
+def run_job(
+    job: Job,
+    advance: Callable[[], None] = lambda: None,
+    stepped: Callable[[Mapping[str, Training]], None] = lambda _: None,
+) -> Outcome:
     """Train every method of the job on the same batches from the same weights, taking turns step by step.
 
     Args:
         job: what to run.
         advance: called after every epoch; an exception from it ends the job.
+        stepped: called after every step with the methods' trainings.
 
     >>> from cggm.experiments.datasets import avdigits
     >>> from cggm.experiments.training.methods import choose_methods
@@ -157,6 +162,7 @@ def run_job(job: Job, advance: Callable[[], None] = lambda: None) -> Outcome:
             for training in trainings.values():
                 if job.history and training.recorder is not None:
                     training.recorder.record()
+            stepped(trainings)
         if job.history:
             for training in trainings.values():
                 training.accuracies.append(accuracy(training.model, data.test))
