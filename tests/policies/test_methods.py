@@ -345,7 +345,7 @@ def test_confidence_of_a_class():
         (lambda: MLB(beta_max=0.5), "beta_max must be"),
         (lambda: MIMO(-1.0), "lam must be"),
         (lambda: MIMO(mu=0.0), "mu must be"),
-        (lambda: MIMO(optimum=(0.1, -1.0)), "optimum must be"),
+        (lambda: MIMO(optimum=(0.1, -1.0)), r"optimum\[1\] must be"),
         (lambda: SMP(stage_steps=0, epoch_steps=1), "stage_steps must be"),
         (lambda: SMP(stage_steps=1, epoch_steps=1.5), "epoch_steps must be"),
         (lambda: DGL(weight=-1.0), "weight must be"),
