@@ -40,8 +40,8 @@ class BalanceCallback(TrainerCallback):
         """
         if labels is None:
             raise ValueError(
-                "the Trainer found no labels: it looks for arguments of the model's forward with 'label' in their "
-                "names; for another model pass label_names=['labels'] to TrainingArguments, with the key of your batches"
+                "the Trainer found no labels: where the model's forward has no argument with 'label' in its name, pass "
+                "label_names=['labels'] to TrainingArguments, with the key of your batches"
             )
         loss = self._plain(outputs, labels)
         return self.optimizer.balance(loss, labels) / self._parts if torch.is_grad_enabled() else loss

@@ -135,7 +135,7 @@ def run_job(
     Args:
         job: what to run.
         advance: called after every epoch; an exception from it ends the job.
-        stepped: called after every step with the methods' trainings.
+        stepped: called with the trainings after every step.
 
     >>> from cggm.experiments.datasets import avdigits
     >>> from cggm.experiments.training.methods import choose_methods
