@@ -65,7 +65,11 @@ def reached(loss: Tensor, tensors: Sequence[Tensor]) -> set[Any]:
     >>> reached(used.sum(), [used, other]) == {used.grad_fn}
     True
     """
-    wanted = {x.grad_fn for x in tensors}
+    return reached_nodes(loss, {x.grad_fn for x in tensors})
+
+
+def reached_nodes(loss: Tensor, wanted: set[Any]) -> set[Any]:
+    """Those of the wanted autograd nodes that the loss depends on, not only through others of them."""
     found: set[Any] = set()
     seen = {loss.grad_fn}
     waiting = [loss.grad_fn]

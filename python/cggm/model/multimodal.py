@@ -25,6 +25,7 @@ from .encoders import EncoderSet
 from .fusion_classifier import FusionClassifier, read_fused
 from .guard import LossGuard
 from .head_split import HeadSplit
+from .listed_modules import ListedModules
 from .lookup import find_module, submodule
 from .masked import MaskedForward
 from .reading import FeatureReader
@@ -88,6 +89,7 @@ class MultimodalModel:
         self.masked = (
             MaskedForward(self.module, self.encoders) if isinstance(plan.scores, MaskedScores) else None
         )
+        self.listed = ListedModules(self.encoders, masked=self.masked is not None)
         self.guard = LossGuard(self.classifiers, self.module)
         self.context = context
         context.adopt(self.classifiers)
@@ -176,8 +178,8 @@ class MultimodalModel:
         for watcher in self._watchers():
             watcher.forget()
 
-    def _watchers(self) -> list[CoalitionForward | HeadSplit | MaskedForward]:
-        return [w for w in (self.coalitions, self.head_split, self.masked) if w is not None]
+    def _watchers(self) -> list[CoalitionForward | HeadSplit | ListedModules | MaskedForward]:
+        return [w for w in (self.coalitions, self.head_split, self.listed, self.masked) if w is not None]
 
     def attach(self, optimizer: Optimizer, lr: float | None) -> None:
         """Put hooks on the encoders, and the classifiers into the model and into a parameter group of their own.

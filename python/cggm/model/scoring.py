@@ -65,6 +65,7 @@ def score_modalities(
         TypeError: `present` that is no mapping of masks, or with a task that cannot leave samples out.
         ValueError: a target that does not fit, `present` that does not fit or with a policy that cannot use it.
     """
+    model.listed.check(loss)
     if present is not None:
         check_present(present, model.encoders.names)
     if not plan.scores.classifiers:
