@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from cggm import CGGM, CGGMOptimizerWrapper, Encoder, NormEqualization, UnimodalLosses
 from cggm.policies import AGM, DGL, FeaturePareto, MMPareto, ModalityDropout
-from helpers import small_model, train, wrap
 
 
 class TwoLevels(nn.Module):
@@ -188,13 +187,128 @@ def test_the_same_features_in_two_places():
     torch.testing.assert_close(gradients[1:], gradients[:1] * 2, rtol=0, atol=0)
 
 
-def test_nothing_is_left_to_do_after_the_first_step():
+def test_an_output_that_the_model_does_not_use_costs_a_view():
     model, optimizer = make(["high"], NormEqualization())
     backward(model, optimizer)
     optimizer.step()
+    assert model.audio(torch.randn(6, 8))[1]["unused"]._is_view()
+    model, optimizer = make(["high"], CGGM(), apply="gradient")  # does nothing at the outputs
+    backward(model, optimizer)
+    optimizer.step()
     assert optimizer._model.encoders.hooks[0].others.done
-    single = small_model()
-    train(single, wrap(single), steps=1)
+
+
+def test_an_output_that_the_model_uses_later_passes_the_junction_from_its_first_use():
+    gradients = []
+    for factor in (1.0, 100.0):
+        model, optimizer = make(["high", "high"], DGL() + ModalityDropout(1.0))
+        backward(model, optimizer)
+        optimizer.step()
+        model.uses = ["high", "low"]
+        gradients.append(backward(model, optimizer, factor))
+        with pytest.warns(UserWarning, match=r"uses its output \(1, 'low'\) from this step on"):
+            optimizer.step()
+        backward(model, optimizer)
+        high, low = (part.eq(0).all(1) for part in model.parts)
+        assert high.any()
+        assert torch.equal(high, low)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("policy", [AGM(), MMPareto()])
+def test_a_policy_that_allows_no_other_output_refuses_one_that_is_used_later(policy):
+    model, optimizer = make(["high", "high"], policy)
+    backward(model, optimizer)
+    optimizer.step()
+    model.uses = ["high", "low"]
+    with pytest.raises(RuntimeError, match=r"the model uses (its outputs 0, )?\(1, 'low'\)"):
+        backward(model, optimizer)
+        optimizer.step()
+
+
+def test_dropout_reaches_an_output_that_needs_no_gradient():
+    model, optimizer = make(["high", "low"], UnimodalLosses() + ModalityDropout(1.0))
+    model.audio.one.requires_grad_(False)
+    for seed in range(2):
+        backward(model, optimizer, seed=seed)
+        high, low = (part.eq(0).all(1) for part in model.parts)
+        assert high.any()
+        assert torch.equal(high, low)
+        optimizer.step()
+
+
+class Branches(TwoLevels):
+    """Both outputs have layers of their own."""
+
+    def forward(self, x):
+        return self.one(x), {"low": self.one(x.detach()) @ self.two.weight}
+
+
+def test_features_that_need_no_gradient_yet_are_no_wrong_selector():
+    model, optimizer = make(["high", "low"], DGL())
+    model.audio.__class__ = Branches
+    model.audio.one.requires_grad_(False)
+    backward(model, optimizer)
+    with pytest.warns(UserWarning, match="output 0, which needs no gradient, while the model trains"):
+        optimizer.step()
+    model.audio.one.requires_grad_(True)
+    gradients = [backward(model, optimizer, factor) for factor in (1.0, 100.0)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+class Axes(nn.Module):
+    """Puts out features `[B, 4]` beside another tensor, made by a function of `[B, 5, 4]`."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.layer, self.other = nn.Linear(8, 4), other
+
+    def forward(self, x):
+        tokens = self.layer(x)[:, None] * torch.ones(5, 1)
+        return tokens.mean(1), {"low": self.other(tokens)}
+
+
+def seen_with(other, sizes):
+    model = Model(["high"])
+    model.audio = Axes(other)
+    optimizer = CGGMOptimizerWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model,
+        encoders={"audio": "audio", "image": "image"},
+        head="head",
+        policy=UnimodalLosses() + ModalityDropout(1.0),
+    )
+    outputs = []
+    model.audio.register_forward_hook(lambda _, __, output: outputs.append((output[0], output[1]["low"])))
+    for size in sizes:
+        target = torch.arange(size) % 3
+        logits = model(torch.randn(size, 8), torch.randn(size, 6))
+        loss = F.cross_entropy(logits, target) + outputs[-1][1].square().sum()
+        optimizer.balance(loss, target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return outputs
+
+
+@pytest.mark.parametrize("sizes", [(8, 5), (4, 8), (5,)])
+def test_the_first_axis_holds_the_samples_where_several_fit(sizes):
+    for features, tokens in seen_with(lambda tokens: tokens, sizes):
+        assert torch.equal(features.eq(0).all(1), tokens.eq(0).all(2).all(1))
+
+
+def test_an_axis_that_once_held_the_samples_alone_holds_them_from_then_on():
+    *_, (features, states) = seen_with(lambda tokens: tokens.transpose(0, 1), (8, 5))  # [5, B, 4]
+    assert features.eq(0).all(1).any()
+    assert torch.equal(features.eq(0).all(1), states.eq(0).all(2).all(0))
+
+
+def test_a_scalar_is_never_dropped():
+    assert all(scalar.any() for _, scalar in seen_with(lambda tokens: tokens.square().mean(), (8, 8)))
+
+
+def test_rows_that_are_no_samples_are_refused_however_wide_they_are():
+    with pytest.raises(RuntimeError, match="modality dropout cannot tell which axis"):
+        seen_with(lambda tokens: tokens.flatten(0, 1), (4,))  # [20, 4]: as wide as there are samples
 
 
 @pytest.mark.parametrize("policy", [DGL(), CGGM(smoothing=0.0)])

@@ -103,6 +103,22 @@ def test_features_that_the_model_does_not_use_are_told(encoder, warning):
     assert warning is None or re.search(warning, text)
 
 
+class UsesBoth(Model):
+    def forward(self, audio, image):
+        one, other = self.audio(audio)
+        return self.head(self.norm(torch.cat([one + other, self.image(image)], 1)))
+
+
+def test_a_further_output_in_use_is_balanced_and_no_reason_to_warn():
+    model = UsesBoth()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    encoders = {"audio": "audio", "image": "image"}
+    optimizer = CGGMOptimizerWrapper(base, model, encoders=encoders, head="head", policy=UnimodalLosses())
+    explanation = explained(optimizer, model, *batches(1))
+    assert explanation.warnings == ()
+    assert "and outputs [1]" in str(explanation)
+
+
 def test_a_pending_step_is_refused():
     model = small_model()
     optimizer = wrap(model)

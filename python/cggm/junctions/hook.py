@@ -51,7 +51,7 @@ class EncoderHook:
         self.inputs: tuple[Inputs, ...] = ()  # what made them, where `keep_inputs` is registered
         self.keeps_output = False
         self.output: tuple[Any, Path] | None = None  # all that the encoder put out, where `keeps_output`
-        self.others = OtherOutputs(name, junction, mask is not None)
+        self.others = OtherOutputs(name, junction, mask is not None, layout)
         self.passing = False  # something stands in for the encoder: its output is left alone
         self.owned = True  # False without a wrapper: its output is left alone
 
@@ -72,7 +72,15 @@ class EncoderHook:
             )
             self.output = (output, path) if self.keeps_output else None
         if path and not self.others.done:
-            return self.others.pass_on(output, path, multimodal, dropped, again)
+            return self.others.pass_on(
+                output,
+                path,
+                encoder=module,
+                features=features,
+                multimodal=multimodal,
+                dropped=dropped,
+                again=again,
+            )
         return replace(output, path, multimodal)
 
     def keep_inputs(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -26,11 +27,22 @@ def select(output: Any, selector: Selector, name: str) -> tuple[Tensor, Path]:
         name: the modality, for errors.
 
     Raises:
-        TypeError: the selector does not lead to a tensor; the message lists the tensors in the output.
+        TypeError: the selector does not lead to a tensor, and the message lists the tensors in the output; or the
+            features are complex.
 
     >>> select((torch.ones(2, 3), (torch.ones(1, 2), torch.zeros(1, 2))), (1, -1), "audio")
     (tensor([[0., 0.]]), (1, 1))
     """
+    found, path = _find(output, selector, name)
+    if found.is_complex():
+        raise TypeError(
+            f"encoder {name!r}: its features are complex ({found.dtype}), but unimodal classifiers and policies need "
+            "real ones: have the encoder put out torch.view_as_real(features).flatten(-2), or their magnitude"
+        )
+    return found, path
+
+
+def _find(output: Any, selector: Selector, name: str) -> tuple[Tensor, Path]:
     if selector is not None:
         path: Path = ()
         found = output
@@ -67,6 +79,9 @@ _PREFERRED = {"pooler_output": 0, "last_hidden_state": 1}
 def replace(output: Any, path: Path, features: Tensor) -> Any:
     """A copy of the encoder's output with other features at the path; the original is not mutated.
 
+    Raises:
+        TypeError: the output cannot be changed there, as at a property.
+
     >>> replace((1, [2, 3]), (1, 1), torch.ones(1))
     (1, [2, tensor([1.])])
     """
@@ -78,10 +93,19 @@ def replace(output: Any, path: Path, features: Tensor) -> Any:
         items = [new if i == step else item for i, item in enumerate(output)]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     output = output.copy() if type(output) in (dict, list) else copy.copy(output)  # the first can be traced
-    if isinstance(output, (list, Mapping)):
-        output[step] = new  # type: ignore[index]
-    else:
-        setattr(output, str(step), new)
+    try:
+        if isinstance(output, (list, Mapping)):
+            output[step] = new  # type: ignore[index]
+        elif is_dataclass(output) and output.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            object.__setattr__(output, str(step), new)  # the copy is ours
+        else:
+            setattr(output, str(step), new)
+    except (AttributeError, TypeError) as error:
+        raise TypeError(
+            f"the wrapper must replace {step!r} in an encoder's output of type {type(output).__name__}, which does not "
+            f"allow it ({error}): name what can be set, one of {_listed(output)}, or return a tuple, a dict or a "
+            "dataclass"
+        ) from error
     return output
 
 
@@ -120,12 +144,15 @@ def _children(output: Any) -> Iterator[tuple[Step, Any]]:
         yield from output.items()
     elif isinstance(output, (tuple, list)):
         yield from enumerate(output)
-    elif hasattr(output, "__dict__") and not isinstance(output, torch.nn.Module):
-        yield from vars(output).items()
+    elif not isinstance(output, torch.nn.Module):
+        names = dict.fromkeys(vars(output)) if hasattr(output, "__dict__") else {}
+        if is_dataclass(output) and hasattr(output, "__slots__"):
+            names |= dict.fromkeys(field.name for field in fields(output))
+        yield from ((name, getattr(output, name)) for name in names)
 
 
 def _listed(output: Any) -> str:
-    found = [f"{as_selector(path)!r} {list(tensor.shape)}" for path, tensor in floating_tensors(output)]
+    found = [f"{as_selector(path)!r} {list(tensor.shape)}" for path, tensor in floating_tensors(output, 8)]
     return ", ".join(found) or "none"
 
 

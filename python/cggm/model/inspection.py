@@ -39,7 +39,7 @@ class EncoderReport:
             self.modality,
             self.module,
             f"{self.parameters:,} ({self.stepped:,})",
-            self.features,
+            self.features + (f", and outputs {self.others}" if self.others else ""),
             _arrived(self.multimodal),
             "kept out by the policy" if detached else _arrived(self.unimodal),
             str(self.calls),
@@ -235,11 +235,6 @@ def _warnings(reports: list[EncoderReport], detached: bool) -> Iterator[str]:
             )
         elif report.multimodal is None:
             yield f"encoder {name!r}: no multimodal gradient arrives: it is frozen, or the model ignores its output"
-        elif report.others:
-            yield (
-                f"encoder {name!r}: the multimodal loss also uses output {report.others}, which is not balanced: name "
-                "an encoder whose output is used as a whole"
-            )
         if not detached and report.unimodal is None:
             yield f"encoder {name!r}: the unimodal gradient does not arrive"
         if 0 < report.stepped < report.parameters:
