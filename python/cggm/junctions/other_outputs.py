@@ -220,4 +220,4 @@ class OtherOutputs:
             )
             return
         self._known = frozenset(self._used)
-        self._paths = frozenset(others)
+        self._paths, self._matter = frozenset(others), self._matter or alone
