@@ -178,3 +178,65 @@ def test_a_classifier_of_the_users_gets_the_samples_first():
     )
     step(model, optimizer, *data())
     assert classifier.shape == [6, 4, 7]
+
+
+class Mean(nn.Module):
+    """A classifier of one's own for features `[T, B, D]`, or with a layout `[B, T, D]`."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis, self.output = axis, nn.Linear(4, 3)
+
+    def forward(self, features):
+        return self.output(features.mean(self.axis))
+
+
+class Sequences(nn.Module):
+    """Two encoders of sequences as long as each other; `flat` puts the positions of a sample below each other."""
+
+    def __init__(self, flat):
+        super().__init__()
+        self.flat = flat
+        self.audio, self.image, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(8, 3)
+
+    def forward(self, *inputs):
+        size = inputs[0].shape[:2]
+        parts = [
+            encoder(x.flatten(0, 1)).unflatten(0, size) if self.flat else encoder(x)
+            for encoder, x in zip((self.audio, self.image), inputs, strict=True)
+        ]
+        return self.head(torch.cat(parts, 2).mean(1 if self.flat else 0))
+
+
+@pytest.mark.parametrize(
+    ("flat", "options", "said"),
+    [
+        (False, {"classifier": Mean(0)}, {"classifier": Mean(1), "layout": "T B D"}),
+        (True, {"layout": lambda x, *_: x.view(6, 5, 4).mean(1)}, {"layout": "(B 5) D"}),
+    ],
+)
+def test_dropout_for_another_number_of_samples_than_the_target_has_asks_for_a_layout(flat, options, said):
+    shape = (6, 5) if flat else (5, 6)
+    inputs, target = (torch.randn(*shape, 3), torch.randn(*shape, 2)), torch.arange(6) % 3
+    for each in (options, said):
+        model = Sequences(flat)
+        classifiers = [
+            {**each, **({"classifier": Mean(each["classifier"].axis)} if "classifier" in each else {})}
+            for _ in range(2)
+        ]
+        encoders = {name: Encoder(name, **c) for name, c in zip(("audio", "image"), classifiers, strict=True)}
+        optimizer = CGGMOptimizerWrapper(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            model,
+            encoders=encoders,
+            head="head",
+            policy=UnimodalLosses() + ModalityDropout(0.5),
+        )
+        loss = F.cross_entropy(model(*inputs), target)
+        if each is said:
+            optimizer.balance(loss, target).backward()
+            optimizer.step()
+            return
+        drawn = inputs[0].shape[0] if not flat else 30
+        with pytest.raises(ValueError, match=rf"drew for {drawn}, but the target has 6: .*'audio', 'image'"):
+            optimizer.balance(loss, target)

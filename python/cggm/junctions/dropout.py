@@ -105,6 +105,12 @@ class DropoutMask:
             )
         return drawn[name].shape[0] if samples is None else samples
 
+    def drawn(self, number: int) -> int | None:
+        """How many samples the k-th draw of this step was for; None if dropout did not act."""
+        if not self._served or number >= len(self._draws):
+            return None
+        return next(iter(self._draws[number].values())).shape[0]
+
     def keep_draws(self, numbers: Sequence[int]) -> None:
         """Drop all other draws: the forward passes that used them were abandoned."""
         if self._served:

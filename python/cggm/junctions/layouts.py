@@ -123,17 +123,22 @@ def last_layer(encoder: nn.Module) -> tuple[nn.Module, int] | tuple[None, None]:
     (Linear(in_features=64, out_features=32, bias=True), 32)
     """
     for module in reversed(list(encoder.modules())):
-        for attribute in (
-            "out_features", "out_channels", "num_features", "num_channels", "embed_dim", "embedding_dim",
-        ):  # fmt: skip
-            width = getattr(module, attribute, None)
-            if isinstance(width, int):
-                return module, width
-        if isinstance(module, nn.RNNBase):
-            return module, (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
-        if isinstance(module, nn.LayerNorm):
-            return module, module.normalized_shape[-1]
+        width = _width(module)
+        if width is not None:
+            return module, width
     return None, None
+
+
+def _width(module: nn.Module) -> int | None:
+    for attribute in (
+        "out_features", "out_channels", "num_features", "num_channels", "embed_dim", "embedding_dim",
+    ):  # fmt: skip
+        width = getattr(module, attribute, None)
+        if isinstance(width, int):
+            return width
+    if isinstance(module, nn.RNNBase):
+        return (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+    return module.normalized_shape[-1] if isinstance(module, nn.LayerNorm) else None
 
 
 _SEQUENCE_MODULES = (
@@ -163,7 +168,8 @@ def infer_layout(features: Tensor, encoder: nn.Module, width: int | None, name: 
     """Infer the layout of features if the user gave none.
 
     Two axes are `"B D"`. With three or more, the feature axis is the one as wide as the encoder's last layer. If two
-    axes have that width, the type of that layer decides.
+    axes have that width, the type of that layer decides. In a custom module the layer that is registered last need not
+    run last, so that no other axis may be as wide as any layer of it.
 
     Args:
         features: the features of the first forward pass.
@@ -177,6 +183,8 @@ def infer_layout(features: Tensor, encoder: nn.Module, width: int | None, name: 
     if features.ndim <= 2:
         return Layout("B D")
     layer, told = last_layer(encoder)
+    sure = width is not None or _is_chain(encoder) or _is_of(encoder, _SAMPLES_FIRST)
+    widths = set() if sure else {_width(module) for module in encoder.modules()}
     width = width or told
     convolutional = isinstance(layer, _CHANNELS_FIRST)
     positions = "T" if features.ndim == 3 else "H W" if features.ndim == 4 else "Z H W"
@@ -184,8 +192,10 @@ def infer_layout(features: Tensor, encoder: nn.Module, width: int | None, name: 
     is_first, is_last = features.shape[1] == width, features.shape[-1] == width
     if features.ndim > 5 or (features.ndim == 3 and _may_be_transposed(features, encoder)):
         pass
-    elif is_first != is_last:
+    elif is_first != is_last and widths.isdisjoint(features.shape[2:] if is_first else features.shape[1:-1]):
         return first if is_first else last
+    elif is_first != is_last:
+        pass
     elif features.ndim > 3 and convolutional:
         return first
     elif is_first and _is_chain(encoder) and layer is not None:

@@ -47,7 +47,7 @@ def read_run(
         present: as in `balance()`.
 
     Raises:
-        ValueError: passes of several sizes, or whatever a layout, a mask or `present` does not fit.
+        ValueError: passes of several sizes, or whatever a layout, a mask or `present` does not fit; as `check_drawn`.
     """
     samples = count_samples(model.readers, captured, target)
     if several and isinstance(target, Tensor) and target.ndim and samples != target.shape[0]:
@@ -68,6 +68,7 @@ def read_run(
         seen = x.detach() if detach else model.guard.gate(index, x)
         features, mask = reader.read(seen, inputs, samples, modules)
         read.append((features if presence is None else presence.without_absent(index, features), mask))
+    check_drawn(model, number, target)
     features, masks = zip(*read, strict=True)
     return CapturedRun(captured, features, masks, samples, presence)
 
@@ -87,3 +88,23 @@ def count_samples(readers: Sequence[FeatureReader], captured: Sequence[Tensor | 
             'tensors: say it in a layout, as in Encoder(..., layout="B D") or layout="(B 3) D H W"'
         )
     return given.shape[0] if known is None else known
+
+
+def check_drawn(model: MultimodalModel, number: int, target: Any) -> None:
+    """Refuse modality dropout that took another axis for the samples than the target has.
+
+    Raises:
+        ValueError: the numbers differ, and not every encoder's layout says which axis holds the samples.
+    """
+    mask = model.encoders.mask
+    drawn = None if mask is None else mask.drawn(number)
+    if drawn is None or not isinstance(target, Tensor) or not target.ndim or target.shape[0] == drawn:
+        return
+    names = zip(model.encoders.names, model.readers, strict=True)
+    unsaid = [name for name, reader in names if not reader.knows_axes]
+    if unsaid:
+        raise ValueError(
+            f"modality dropout took the first axis of the features for the samples and drew for {drawn}, but the "
+            f"target has {target.shape[0]}: say in words where the samples of {unsaid} are, as in "
+            'Encoder(..., layout="T B D") or layout="(B T) D"'
+        )

@@ -47,6 +47,11 @@ class FeatureReader:
                 f"sequences does; {type(classifier).__name__} does not"
             )
 
+    @property
+    def knows_axes(self) -> bool:
+        """Whether the user has said, or the encoder shows, which axis holds the samples."""
+        return isinstance(self._layout, Layout)
+
     def samples(self, features: Tensor) -> int | None:
         """The number of samples in the features; None if only another modality or the target determines it."""
         if isinstance(self._layout, Layout):
