@@ -93,9 +93,17 @@ TRANSFORMER = nn.TransformerEncoderLayer(8, 2, batch_first=True)
         (Transposing(nn.LayerNorm(5)), (4, 3, 3, 5), "B H W D"),
         (Transposing(nn.ReLU()), (4, 5, 3, 3), None),
         (nn.Conv3d(3, 5, 1), (4, 5, 2, 3, 3), "B D Z H W"),
-        (Transposing(nn.Sequential(nn.Conv1d(3, 9, 1), nn.Linear(5, 5))), (4, 9, 5), None),  # a gate over time
+        (
+            Transposing(nn.Sequential(nn.Conv1d(3, 9, 1), nn.Linear(5, 5))),
+            (4, 9, 5),
+            None,
+        ),  # a gate over time
         (Transposing(nn.Sequential(nn.Conv2d(3, 9, 1), nn.Conv2d(9, 5, 1))), (4, 9, 3, 5), None),
-        (nn.Sequential(nn.Conv1d(3, 9, 1), nn.Linear(5, 5)), (4, 9, 5), "B T D"),  # runs last, whatever it is for
+        (
+            nn.Sequential(nn.Conv1d(3, 9, 1), nn.Linear(5, 5)),
+            (4, 9, 5),
+            "B T D",
+        ),  # runs last, whatever it is for
     ],
 )
 def test_a_layout_is_inferred_where_it_is_unambiguous_and_else_refused(encoder, shape, wanted):

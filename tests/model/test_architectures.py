@@ -133,7 +133,7 @@ def test_dropout_wants_the_number_of_frames_where_the_frames_come_first():
     )  # whatever runs first is called audio
     base = torch.optim.SGD(model.parameters(), lr=0.1)
     encoders = {"frames": Encoder("audio_net", layout="(B T) D H W"), "other": "visual_net"}
-    CGGMOptimizerWrapper(
+    _optimizer = CGGMOptimizerWrapper(  # while it lives, its hooks act
         base, model, encoders=encoders, head="fusion_module.fc_out", policy=ModalityDropout(0.5)
     )
     with pytest.raises(

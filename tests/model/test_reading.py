@@ -1,5 +1,7 @@
 """How the unimodal classifiers read features: layouts, functions and masks, through a whole training step."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -220,11 +222,7 @@ def test_dropout_for_another_number_of_samples_than_the_target_has_asks_for_a_la
     inputs, target = (torch.randn(*shape, 3), torch.randn(*shape, 2)), torch.arange(6) % 3
     for each in (options, said):
         model = Sequences(flat)
-        classifiers = [
-            {**each, **({"classifier": Mean(each["classifier"].axis)} if "classifier" in each else {})}
-            for _ in range(2)
-        ]
-        encoders = {name: Encoder(name, **c) for name, c in zip(("audio", "image"), classifiers, strict=True)}
+        encoders = {name: Encoder(name, **copy.deepcopy(each)) for name in ("audio", "image")}
         optimizer = CGGMOptimizerWrapper(
             torch.optim.SGD(model.parameters(), lr=0.1),
             model,
