@@ -20,6 +20,7 @@ from .model.gradient_buffers import GradientBuffers
 from .model.multimodal import MultimodalModel
 from .model.scoring import score_modalities
 from .optim.balanced import BalancedOptimizer
+from .optim.fused import capturing
 from .optim.modulation import modulate_step
 from .optim.objective import check_loss, total_loss
 from .optim.statistics import Statistics
@@ -146,12 +147,14 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         Raises:
             RuntimeError: no forward pass since the last call, gradients disabled, after `detach()`.
             TypeError: a task of your own that has no argument `present`, where `present` is passed.
-            ValueError: a loss that is not 0-dimensional, a target of the wrong shape, or `present` that does not fit.
+            ValueError: a loss that is not 0-dimensional, a target that does not fit the task, or such a `present`.
         """
         self._check_attached("balance()")
         check_loss(loss)
         self._notice_modes()
         state, model = self._state, self._model
+        if self._fresh and not capturing():
+            self._calls.check_values(target)
         fit = self._fresh and model.context.start()
         scores = score_modalities(
             model, state.plan, self._calls, loss, target, fit=fit, measure=state.measures, present=present

@@ -57,6 +57,12 @@ class TaskCalls:
         calls._present = present
         return calls
 
+    def check_values(self, target: Any) -> None:
+        """Have the task check the target's values, once before training, where it can: that may wait for the device."""
+        check = getattr(self.task, "check_values", None)
+        if check is not None:
+            check(target)
+
     def losses(self, outputs: Sequence[Any], target: Any) -> list[Tensor]:
         """The M losses, 0-dimensional float32, with their graphs."""
         losses = [self._call("loss", i, output, target) for i, output in enumerate(outputs)]

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..arguments import check_range, check_whole
-from .base import INDICES, check_batch, fill_absent, mean_of_present
+from .base import check_batch, fill_absent, mean_of_present
+from .hints import check_form, check_probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,9 @@ class Classification:
 
     Outputs are logits `[B, C]`, or `[B, T, C]` for tokens, as a language model puts them out. The classes are the last
     axis. The target's shape and dtype say what it holds: the output's shape without the last axis (`[B]` or
-    `[B, T]`), int64 or uint8, for class indices; the output's own shape, floating, for class probabilities. Targets of
-    a language model must already be shifted, so that position t holds the token that output t predicts.
+    `[B, T]`), int64 or uint8, for class indices; the output's own shape, floating, for class probabilities, two classes
+    or more, `>= 0` and of sum 1; the wrapper checks these values in its first `balance()`. Targets of a language model
+    must already be shifted, so that position t holds the token that output t predicts.
 
     Targets equal to `ignore_index` count for nothing: loss, score and confidence are means over the others, and NaN if
     there are none; the wrapper then leaves the modality out of this step.
@@ -46,14 +48,21 @@ class Classification:
 
     def _check(self, output: Tensor, target: Tensor) -> None:
         check_batch(output, target)
-        indices = output.ndim > 1 and target.shape == output.shape[:-1] and target.dtype in INDICES
-        probabilities = output.ndim > 1 and target.shape == output.shape and target.is_floating_point()
-        if not indices and not probabilities:
-            raise ValueError(
-                f"target must hold class indices {list(output.shape[:-1])} (int64 or uint8) or class probabilities "
-                f"{list(output.shape)} (floating) for logits with the classes last, got {list(target.shape)} of "
-                f"{target.dtype}"
-            )
+        check_form(output, target)
+
+    def check_values(self, target: Tensor) -> None:
+        """Check that a floating target holds class probabilities; waits for the device, so that it runs once.
+
+        Raises:
+            ValueError: a negative number, or a row whose sum is not 1 within `1e-3`.
+        """
+        if (
+            isinstance(target, Tensor)
+            and target.is_floating_point()
+            and 1 < target.ndim < 4
+            and target.shape[-1] > 1
+        ):
+            check_probabilities(target)
 
     def _among(self, target: Tensor, present: Tensor | None) -> Tensor:
         """Class indices with absent samples ignored."""

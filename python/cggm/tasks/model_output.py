@@ -29,6 +29,7 @@ class ModelTask:
     def __init__(self, task: str | Task | Callable[[Any, Any], Tensor] | None = None) -> None:
         self._function = task if _is_function(task) else None
         self._own = task is None  # the model's own loss comes first: it knows which tokens count
+        self._checked = False  # whether the task has seen a target's values
         self._task = Classification() if self._own or self._function else find_task(task)  # type: ignore[arg-type]
 
     def loss(self, output: Any, target: Any) -> Tensor:
@@ -66,7 +67,12 @@ class ModelTask:
                 raise TypeError(f"task must return a loss, a 0-dimensional tensor, got {found}")
             return value
         value = _field(output, "loss") if self._own else None
-        return value.mean() if isinstance(value, Tensor) else None
+        if isinstance(value, Tensor):
+            return value.mean()
+        if not self._checked and isinstance(self._task, Classification):
+            self._task.check_values(target)
+        self._checked = True
+        return None
 
 
 def _is_function(task: Any) -> bool:

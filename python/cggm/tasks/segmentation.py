@@ -71,7 +71,14 @@ class Segmentation:
         if target.dtype not in INDICES or not output.ndim == target.ndim + 1 in (3, 4, 5):
             raise ValueError(
                 "target must hold class indices [B, ...] (int64 or uint8) for logits [B, C, ...] of one to three "
-                f"spatial dimensions, got {list(target.shape)} of {target.dtype} for {list(output.shape)}"
+                f"spatial dimensions, got {list(target.shape)} of {target.dtype} for {list(output.shape)}; "
+                'task="multi-label" takes 0 and 1 of the output\'s shape'
+            )
+        if output.shape[1] == 1:
+            raise ValueError(
+                f"target: the output {list(output.shape)} has one channel, and a class per pixel takes two or more: "
+                'give the head a channel for the background, too, or pass task="multi-label" with a target of the '
+                "output's shape"
             )
         if output.shape[2:] == target.shape[1:]:
             return output
