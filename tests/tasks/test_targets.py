@@ -5,7 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cggm import CGGM, CGGMOptimizerWrapper, NormEqualization, Segmentation, UnimodalLosses
+from cggm import (
+    CGGM,
+    CGGMOptimizerWrapper,
+    MultiLabel,
+    NormEqualization,
+    Regression,
+    Segmentation,
+    UnimodalLosses,
+)
 from cggm.policies import AGM, MIMO, MLB, OGMGE, OPM, SMP, MMPareto
 from cggm.tasks import Classification
 from helpers import NoHostSync, batches, small_model, train, wrap
@@ -183,3 +191,65 @@ def test_a_structure_is_refused_by_the_tasks_of_the_library():
     ((inputs, target),) = batches(1)
     with pytest.raises(ValueError, match="write a task of your own"):
         optimizer.balance(F.cross_entropy(model(*inputs), target), {"labels": target})
+
+
+@pytest.mark.parametrize("unknown", [-1.0, 2.0, 255.0, torch.nan])
+def test_labels_that_are_not_known_count_for_nothing(unknown):
+    torch.manual_seed(0)
+    logits, target, task = torch.randn(4, 6), torch.randint(2, (4, 6)).float(), MultiLabel()
+    logits.requires_grad_()
+    holes = target.clone()
+    holes[:2, 3:], holes[2:, 3:] = unknown, unknown
+    kept = logits[:, :3], target[:, :3]
+    torch.testing.assert_close(task.loss(logits, holes), task.loss(*kept))
+    assert task.score(logits, holes) == task.score(*kept)
+    torch.testing.assert_close(task.confidence(logits, holes), task.confidence(*kept))
+    assert torch.equal(task.counted(holes), torch.full((4,), 3.0))
+    (gradient,) = torch.autograd.grad(task.loss(logits, holes), logits)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[:, 3:] == 0).all()
+    assert task.loss(logits, torch.full_like(target, unknown)).isnan()
+    assert task.score(logits, torch.full_like(target, unknown)).isnan()
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 6, 4), (6, 7, 4)])
+def test_samples_without_the_modality_have_no_labels(shape):
+    torch.manual_seed(0)
+    logits, target, task = torch.randn(shape), torch.randint(2, shape), MultiLabel()
+    present = torch.tensor([True, True, True, False, False, False])
+    assert task.score(logits, target, present=present) == task.score(logits[:3], target[:3])
+    torch.testing.assert_close(task.loss(logits, target, present=present), task.loss(logits[:3], target[:3]))
+
+
+def test_multi_label_targets_of_one_label_need_their_axis():
+    with pytest.raises(ValueError, match=r"got \[6\]; pass target\[:, None\]"):
+        MultiLabel().loss(torch.randn(6, 1), torch.ones(6))
+
+
+def test_training_with_labels_that_are_not_known_stays_finite():
+    model = small_model()
+    optimizer = wrap(model, policy=UnimodalLosses(), task="multi-label")
+    ((inputs, _),) = batches(1)
+    target = torch.randint(-1, 2, (32, 3))
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = MultiLabel().loss(model(*inputs), target)
+        optimizer.balance(loss, target).backward()
+        optimizer.step()
+    assert (optimizer.statistics["unimodal_losses"] >= 0).all()
+    assert (optimizer.statistics["skipped"] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["l1", "mse"])
+def test_numbers_that_are_not_known_count_for_nothing(kind):
+    torch.manual_seed(0)
+    output, target, task = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6), Regression(kind=kind)
+    holes, present = target.clone(), torch.tensor([True, True, True, False])
+    holes[:, 2:] = torch.nan
+    torch.testing.assert_close(task.loss(output, holes), task.loss(output[:, :2], target[:, :2]))
+    torch.testing.assert_close(task.score(output, holes), task.score(output[:, :2], target[:, :2]))
+    torch.testing.assert_close(task.loss(output, holes, present), task.loss(output[:3, :2], target[:3, :2]))
+    (gradient,) = torch.autograd.grad(task.loss(output, holes), output)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[:, 2:] == 0).all()
+    assert task.loss(output, torch.full_like(target, torch.nan)).isnan()

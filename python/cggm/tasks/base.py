@@ -87,3 +87,14 @@ def mean_of_present(values: Tensor, present: Tensor | None) -> Tensor:
         return values.mean()
     values = values if values.ndim == 1 else values.flatten(1).mean(1)
     return values.masked_fill(~present, 0).sum() / present.sum()
+
+
+def mean_of_counted(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of values `[B, ...]` over the elements that count (bool, the same shape); NaN if there are none.
+
+    >>> import torch
+    >>> mean_of_counted(torch.tensor([1.0, 2.0, torch.inf]), torch.tensor([True, True, False]))
+    tensor(1.5000)
+    """
+    kind = torch.promote_types(values.dtype, torch.float32)
+    return values.masked_fill(~counted, 0).sum(dtype=kind) / counted.sum()

@@ -1,4 +1,4 @@
-"""Classification: one class per sample or position, or any number of labels."""
+"""Classification: one class per sample or position."""
 
 from __future__ import annotations
 
@@ -133,65 +133,3 @@ class Classification:
             return None
         counted = target != self.ignore_index
         return counted.float() if target.ndim == 1 else counted.flatten(1).sum(1, dtype=torch.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiLabel:
-    """Any number of labels per sample: binary cross entropy, and the F1 score over all labels as the metric.
-
-    Outputs are logits `[B, C]`; targets `[B, C]` hold 0 and 1, or probabilities, in any dtype.
-
-    >>> task = MultiLabel()
-    >>> logits, target = torch.tensor([[2.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [0, 1]])
-    >>> task.score(logits, target)                              # two labels found, one too many: 4 / (4 + 1)
-    tensor(0.8000)
-    """
-
-    def _target(self, output: Tensor, target: Tensor) -> Tensor:
-        check_batch(output, target)
-        if target.shape != output.shape:
-            raise ValueError(
-                f"target must hold 0 or 1 for each label, {list(output.shape)}, got {list(target.shape)}"
-            )
-        return target.to(output.dtype)
-
-    def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
-        """Binary cross entropy, mean over samples and labels.
-
-        Args:
-            output: logits `[B, C]`.
-            target: `[B, C]`.
-            present: bool `[B]`, the samples that count; None for all.
-
-        Raises:
-            ValueError: a target of another shape.
-        """
-        target = self._target(output, target)
-        if present is None:
-            return F.binary_cross_entropy_with_logits(output, target)
-        return mean_of_present(F.binary_cross_entropy_with_logits(output, target, reduction="none"), present)
-
-    def score(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
-        """`2 TP / (2 TP + FP + FN)` in `[0, 1]`, over the samples that count and all labels; 1 where there is none.
-
-        Arguments as in `loss`.
-
-        Raises:
-            ValueError: a target of another shape.
-        """
-        found, true = output.detach() > 0, self._target(output, target) > 0.5
-        if present is not None:
-            found, true = found & present[:, None], true & present[:, None]
-        wrong = (found != true).sum()
-        twice = 2 * (found & true).sum()
-        return torch.where(twice + wrong > 0, twice / (twice + wrong).clamp_min(1), 1.0)
-
-    def confidence(self, output: Tensor, target: Tensor) -> Tensor:
-        """Probability `[B]` of the true answers, mean over the labels.
-
-        Raises:
-            ValueError: a target of another shape.
-        """
-        true = self._target(output, target).float()
-        positive = output.float().sigmoid()
-        return (true * positive + (1 - true) * (1 - positive)).mean(-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .base import Task
-from .classification import Classification, MultiLabel
+from .classification import Classification
+from .multi_label import MultiLabel
 from .regression import Regression
 from .segmentation import Segmentation
 

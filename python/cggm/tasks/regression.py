@@ -10,18 +10,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..arguments import check_word
-from .base import check_batch, mean_of_present
+from .base import check_batch, fill_absent, mean_of_counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regression:
     """Real targets: L1 or squared loss, and the negative mean absolute error as the metric.
 
-    Outputs `[B]` or `[B, ...]`; targets have as many elements per sample.
+    Outputs `[B]` or `[B, ...]`; targets have as many elements per sample. NaN in a target, for a number that is not
+    known, counts for nothing: loss and score are means over the others, and NaN if there are none; the wrapper then
+    leaves the modality out of this step.
 
     Args:
         kind: `"l1"` or `"mse"`.
-        metric: another score of outputs and targets of one shape: 0-dimensional, higher is better.
+        metric: another score of outputs and targets of one shape: 0-dimensional, higher is better. It gets targets with
+            their NaN.
 
     >>> Regression().score(torch.tensor([[1.0], [3.0]]), torch.tensor([2.0, 2.0]))
     tensor(-1.)
@@ -35,16 +38,21 @@ class Regression:
         if self.metric is not None and not callable(self.metric):
             raise TypeError(f"metric must be a function of outputs and targets, or None, got {self.metric!r}")
 
-    def _target(self, output: Tensor, target: Tensor) -> Tensor:
+    def _read(self, output: Tensor, target: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The target in the output's shape and dtype, 0 where it does not count, and where it does."""
         check_batch(output, target)
         if target.numel() != output.numel():
             raise ValueError(
                 f"target must have as many elements as the output {list(output.shape)}, got {list(target.shape)}"
             )
-        return target.reshape(output.shape).to(output.dtype)
+        target = target.reshape(output.shape).to(output.dtype)
+        counted = ~target.isnan()
+        if present is not None:
+            counted = fill_absent(counted, present, False)
+        return target.masked_fill(~counted, 0), counted
 
     def loss(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
-        """L1 or mean squared error over all elements.
+        """L1 or mean squared error over the elements that count.
 
         Args:
             output: `[B]` or `[B, ...]`.
@@ -54,10 +62,9 @@ class Regression:
         Raises:
             ValueError: a target with another number of elements.
         """
+        target, counted = self._read(output, target, present)
         function = F.l1_loss if self.kind == "l1" else F.mse_loss
-        if present is None:
-            return function(output, self._target(output, target))
-        return mean_of_present(function(output, self._target(output, target), reduction="none"), present)
+        return mean_of_counted(function(output, target, reduction="none"), counted)
 
     def score(self, output: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         """Negative mean absolute error, `<= 0`, or the user's metric; arguments as in `loss`.
@@ -65,12 +72,13 @@ class Regression:
         Raises:
             ValueError: a target with another number of elements; `present` with a metric of the user's.
         """
-        output, target = output.detach(), self._target(output, target)
+        output = output.detach()
+        read, counted = self._read(output, target, present)
         if self.metric is None:
-            return -mean_of_present((output - target).abs(), present)
+            return -mean_of_counted((output - read).abs(), counted)
         if present is not None:
             raise ValueError(
                 "present: Regression(metric=...) cannot leave samples out of a metric of outputs and targets; write a "
                 "task of your own whose score() takes `present`"
             )
-        return self.metric(output, target)
+        return self.metric(output, target.reshape(output.shape).to(output.dtype))
