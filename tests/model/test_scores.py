@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -351,3 +352,32 @@ def test_a_model_without_a_head_is_recorded_and_explained():
     optimizer.record = True
     step(model, optimizer, inputs, target)
     assert optimizer.statistics["grad_norms"].shape == (2,)
+
+
+class TakesApart(SmallModel):
+    """Takes its inputs out of a dictionary."""
+
+    def forward(self, batch):
+        return super().forward(batch.pop("audio"), batch.pop("image"))
+
+
+def test_a_model_that_takes_its_inputs_apart():
+    model, plain = TakesApart(), small_model()
+    plain.load_state_dict(model.state_dict())
+    ((inputs, target),) = batches(1)
+    scores = []
+    for each, arguments in ((model, [dict(zip(model.modalities, inputs, strict=True))]), (plain, inputs)):
+        optimizer = masked(each, CGGM())
+        optimizer.balance(F.cross_entropy(each(*arguments), target), target).backward()
+        optimizer.step()
+        scores.append(optimizer.statistics["scores"])
+    assert torch.equal(*scores)
+
+
+def test_masked_scores_warn_of_no_frozen_classifiers():
+    model = small_model()
+    optimizer = masked(model, CGGM())
+    ((inputs, target),) = batches(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(model, optimizer, inputs, target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -72,19 +74,19 @@ class MaskedForward(Watcher):
                 "this loss comes from several calls of the model, and masked scores run it once: put the passes into "
                 "the forward function of one module and wrap that, or balance() each pass by itself"
             )
-        arguments, keywords = self._call
         kept = [self.outputs[name] for name in self._encoders.names]
         found = []
         with in_evaluation(self._model), torch.autocast(**self._autocast):
             for alone in range(len(kept)):
                 given = [[_filled(o, i == alone) for o in each] for i, each in enumerate(kept)]
                 with standing_in(self._encoders, given):
+                    arguments, keywords = _copied(*self._call)
                     found.append(self._model.forward(*arguments, **keywords))
         return found
 
     def _keep_call(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
         if self.watching:
-            self._call, self.outputs = (arguments, keywords), {}
+            self._call, self.outputs = _copied(arguments, keywords), {}
 
     def keep_output(self, name: str, output: Any) -> None:
         """Keep what an encoder has put out, and under which autocast it ran."""
@@ -118,3 +120,12 @@ def _filled(output: Any, kept: bool) -> Any:
     for path, tensor in list(floating_tensors(output)):
         output = replace(output, path, tensor.clone() if kept else torch.full_like(tensor, _FILL))
     return output
+
+
+def _copied(arguments: tuple, keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call, with copies of the containers among them, which a model may take apart."""
+
+    def each(value: Any) -> Any:
+        return copy.copy(value) if isinstance(value, (list, MutableMapping)) else value
+
+    return tuple(map(each, arguments)), {name: each(value) for name, value in keywords.items()}

@@ -135,7 +135,8 @@ class BalancedOptimizer(OptimizerWrapper):
         frozen = [
             name
             for name, module in model.classifiers.named_children()
-            if not next((p.requires_grad for p in module.parameters()), True)
+            if self._plan.scores.classifiers
+            and not next((p.requires_grad for p in module.parameters()), True)
         ]
         if frozen:
             self._warn_once(
