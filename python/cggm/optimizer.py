@@ -66,7 +66,9 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             Without classifiers `head` may be left out.
 
     A copy (`copy.deepcopy((model, optimizer))`, `pickle`) stands between two steps: torch copies no gradients, so what
-    was pending is dropped. In a copy of the model alone, hooks and classifiers do nothing.
+    was pending is dropped. In a copy of the model alone, hooks and classifiers do nothing. A running average of the
+    weights (`AveragedModel`) is made after this wrapper, and after the first `balance()` or with all widths given, as
+    `Encoder(..., classifier=width)`: the first batch corrects the widths of default classifiers.
 
     Raises:
         TypeError, ValueError: an argument that cannot work; the message says what is wrong and how to fix it.

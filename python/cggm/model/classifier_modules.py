@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..user_warning import warn_user
+
 
 class UnimodalClassifier(nn.Module):
     """Features → the head's input width → ReLU → outputs, so that the output layer has the head's shape.
@@ -117,3 +119,39 @@ class UnimodalMapClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits `[B, C, ...]` of a feature map `[B, width, ...]`."""
         return self.output(self.hidden(features).relu())
+
+
+DEFAULTS = (UnimodalClassifier, UnimodalMapClassifier)
+
+
+def fit_width(name: str, classifier: nn.Module, features: Tensor, *, fit: bool, copied: bool) -> None:
+    """Give a default classifier the features' width where it guessed another one.
+
+    Args:
+        name: the modality.
+        classifier: mutated where it is a default one of another width.
+        features: as it reads them.
+        fit: whether its width may still change.
+        copied: whether there are copies of it, whose width stays.
+
+    Raises:
+        ValueError: another width, which may not change any more.
+    """
+    if not isinstance(classifier, DEFAULTS):
+        return
+    channels_first = features.ndim > 3 or isinstance(classifier, UnimodalMapClassifier)
+    width = features.shape[1] if channels_first else features.shape[-1]
+    if width == classifier.width:
+        return
+    if not fit:
+        raise ValueError(
+            f"encoders[{name!r}]: its classifier expects features of width {classifier.width}, but the "
+            f"encoder puts out {list(features.shape)}; pass Encoder(..., classifier={width})"
+        )
+    if copied:
+        warn_user(
+            f"encoders[{name!r}]: a copy of the model was made before the first balance(), which has just changed the "
+            f"width of its classifier from {classifier.width}, a guess, to {width}. Parameters of the two cannot be "
+            f"averaged (AveragedModel, EMA): pass Encoder(..., classifier={width}), or copy after the first step"
+        )
+    classifier.fit(width)

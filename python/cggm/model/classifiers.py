@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from ..junctions.layouts import last_layer
 from ..tasks import Task
 from ..tasks.calls import TaskCalls
-from .classifier_modules import UnimodalClassifier, UnimodalMapClassifier
+from .classifier_modules import DEFAULTS, UnimodalClassifier, UnimodalMapClassifier, fit_width
 from .evaluation import UnimodalEvaluation, unimodal_losses
 from .lookup import submodule
 
 #: The name of the submodule that holds the classifiers on the user's model.
 ATTACHED = "unimodal_classifiers"
-
-_DEFAULT = (UnimodalClassifier, UnimodalMapClassifier)
 
 
 class UnimodalClassifiers(nn.Module):
@@ -48,6 +46,7 @@ class UnimodalClassifiers(nn.Module):
         self._borrowed = {name for name, p in self.named_parameters() if p in models}
         self._outputs = [f"{name}.{path}".rstrip(".") for name, path in outputs.items()]
         self.owned = True  # False without a wrapper
+        self.copied = False  # somebody has copied or pickled it
         self.register_state_dict_post_hook(_hide)
         self.register_load_state_dict_post_hook(_do_not_miss)
 
@@ -75,7 +74,7 @@ class UnimodalClassifiers(nn.Module):
         """
         for (name, classifier), x in zip(self.named_children(), features, strict=True):
             if x is not None:
-                _check_width(name, classifier, x, fit)
+                fit_width(name, classifier, x, fit=fit, copied=self.copied)
         return unimodal_losses(list(self.children()), features, task, target, masks)
 
     def own_parameters(self) -> list[tuple[str, Tensor]]:
@@ -88,7 +87,8 @@ class UnimodalClassifiers(nn.Module):
         return bool(self._outputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "owned": False}
+        self.copied = True
+        return {**self.__dict__, "owned": False, "copied": False}
 
     def output_weights(self) -> list[Tensor]:
         """The M output layers' weights, each of the head's shape; empty where a classifier has no such layer."""
@@ -97,23 +97,8 @@ class UnimodalClassifiers(nn.Module):
     def guessed_weights(self) -> set[str]:
         """Names of the default classifiers' weights whose width is a guess until the first forward pass."""
         return {
-            f"{name}.hidden.weight" for name, child in self.named_children() if isinstance(child, _DEFAULT)
+            f"{name}.hidden.weight" for name, child in self.named_children() if isinstance(child, DEFAULTS)
         }
-
-
-def _check_width(name: str, classifier: nn.Module, features: Tensor, fit: bool) -> None:
-    if not isinstance(classifier, _DEFAULT):
-        return
-    channels_first = features.ndim > 3 or isinstance(classifier, UnimodalMapClassifier)
-    width = features.shape[1] if channels_first else features.shape[-1]
-    if width == classifier.width:
-        return
-    if not fit:
-        raise ValueError(
-            f"encoders[{name!r}]: its classifier expects features of width {classifier.width}, but the "
-            f"encoder puts out {list(features.shape)}; pass Encoder(..., classifier={width})"
-        )
-    classifier.fit(width)
 
 
 def _hide(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict) -> None:
