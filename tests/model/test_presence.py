@@ -185,3 +185,17 @@ def test_a_mask_that_claims_samples_of_an_encoder_that_did_not_run_is_refused():
         optimizer.balance(loss, target, present={"audio": torch.ones(32, dtype=torch.bool)})
     with pytest.raises(RuntimeError, match="found no features"):
         optimizer.balance(loss, target)
+
+
+def test_an_encoder_that_runs_on_the_samples_that_have_its_modality():
+    model = small_model()
+    optimizer = wrap(model, policy=UnimodalLosses())
+    ((inputs, target),) = batches(1)
+    present = torch.arange(32) < 20
+    for m, x in zip(model.modalities, (inputs[0], inputs[1][present]), strict=True):
+        features = model.encoders[m](x)
+    with pytest.raises(
+        ValueError,
+        match=r"encoders\['image'\] puts out features of 20 samples.*with zeros for the samples without",
+    ):
+        optimizer.balance(features.sum(), target, present={"image": present})

@@ -47,6 +47,7 @@ def read_run(
         present: as in `balance()`.
 
     Raises:
+        TypeError: features in a nested tensor.
         ValueError: passes of several sizes, or whatever a layout, a mask or `present` does not fit; as `check_drawn`.
     """
     samples = count_samples(model.readers, captured, target)
@@ -57,13 +58,20 @@ def read_run(
         )
     presence = None
     if present is not None:
-        presence = read_present(present, model.encoders.names, captured, samples)
+        sizes = [None if x is None else r.samples(x) for r, x in zip(model.readers, captured, strict=True)]
+        presence = read_present(present, model.encoders.names, captured, sizes, target, samples)
     read: list[tuple[Tensor | None, Tensor | None]] = []
     parts = zip(model.readers, captured, model.encoders.hooks, model.encoders.parts(), strict=True)
     for index, (reader, x, hook, modules) in enumerate(parts):
         if x is None:
             read.append((None, None))
             continue
+        if x.is_nested and not callable(model.encoders.layouts[hook.name]):
+            raise TypeError(
+                f"encoders[{hook.name!r}] puts out a nested tensor, which the classifier cannot read: pass "
+                "Encoder(..., layout=function), which makes [B, D] of it, or let the encoder put out a padded tensor, "
+                "torch.nested.to_padded_tensor(x, 0.0), with Encoder(..., mask=...)"
+            )
         inputs = hook.inputs[number] if hook.inputs else None
         seen = x.detach() if detach else model.guard.gate(index, x)
         features, mask = reader.read(seen, inputs, samples, modules)

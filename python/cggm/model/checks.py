@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
@@ -21,7 +23,7 @@ def check_model(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: not a module, or one that cannot carry attached classifiers.
-        ValueError: it carries some already.
+        ValueError: it carries some already, or its parameters have no shapes yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -30,6 +32,12 @@ def check_model(model: nn.Module) -> nn.Module:
         raise TypeError(
             f"model is an {type(model).__name__}, whose own children would include the attached classifiers; "
             "make it an attribute of a module of your own"
+        )
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"model has parameters without a shape, {lazy[:4]}, of lazy modules: run it on one batch under "
+            "torch.no_grad() before wrapping it"
         )
     if hasattr(model, ATTACHED):
         gc.collect()  # a former wrapper that nobody holds any more
@@ -52,6 +60,23 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
             "optimizer has none of the model's parameters: make it from model.parameters(), after whatever replaces "
             "them, as fully_shard() does"
         )
+
+
+def check_hooks(parts: Mapping[str, Sequence[nn.Module]]) -> None:
+    """Refuse encoders whose outputs no hook can see.
+
+    Args:
+        parts: modality -> the modules that its encoder is made of.
+
+    Raises:
+        TypeError: a scripted one.
+    """
+    for name, modules in parts.items():
+        if any(isinstance(module, torch.jit.RecursiveScriptModule) for module in modules):
+            raise TypeError(
+                f"encoders[{name!r}] is a scripted module, which takes no hooks: put it into a module of your own, "
+                "whose forward calls it, use torch.jit.trace, or leave the module as it is and use torch.compile"
+            )
 
 
 def check_head_apart(paths: Mapping[str, Sequence[str]], head_path: str | None) -> None:

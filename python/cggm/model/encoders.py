@@ -17,6 +17,7 @@ from ..policies.plan import Plan
 from .encoder import Encoder
 from .gradient_record import GradientRecord, JointShares
 from .lookup import find_module, reached, submodule, unwrap
+from .missing import no_features, no_gradients
 from .sharing import check_left_out, shared_parameters
 
 Parameters = list[tuple[Tensor, int]]  # with the indices of their modalities
@@ -124,10 +125,7 @@ class EncoderSet:
             check_parameters(list(self._model.parameters()), optimizer)
             self._checked = parameters
         if not found:
-            raise RuntimeError(
-                "a balanced loss is pending, but the encoders have no gradients: call backward() on what "
-                "balance() returned before step(), and zero_grad() not between the two"
-            )
+            raise no_gradients(backward_ran)
         return parameters
 
     def refresh(self) -> None:
@@ -145,11 +143,7 @@ class EncoderSet:
         missing = [hook.name for hook in self.hooks if not hook.features]
         ran = [hook for hook in self.hooks if hook.features]
         if not ran or any(name not in optional for name in missing):
-            raise RuntimeError(
-                f"balance() found no features of {missing}: call it once after each forward pass of the model in "
-                "which every encoder runs, with gradients enabled; if no sample has a modality, say so with "
-                "balance(..., present={name: False})"
-            )
+            raise no_features(missing)
         if loss is not None and any(len(hook.features) > 1 for hook in self.hooks):
             self._keep_runs_of(loss)
         counts = {hook.name: len(hook.features) for hook in ran}

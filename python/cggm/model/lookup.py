@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,13 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+_WRAPPERS = re.compile(
+    r"^((module|_orig_mod)\.)+"
+)  # as in the names of DistributedDataParallel's or a compiled model
+
+
 def find_module(model: nn.Module, module: str | nn.Module, argument: str) -> tuple[str, nn.Module]:
-    """The dotted name and the module, given either.
+    """The dotted name and the module, given either; a name may start like those of a wrapped or compiled model.
 
     Raises:
         ValueError: no such submodule; close matches are suggested.
@@ -35,6 +41,7 @@ def find_module(model: nn.Module, module: str | nn.Module, argument: str) -> tup
     """
     names = {name: found for name, found in model.named_modules() if name}
     if isinstance(module, str):
+        module = module if module in names else _WRAPPERS.sub("", module)
         if module not in names:
             close = difflib.get_close_matches(module, names, n=3) or list(names)[:8]
             raise ValueError(

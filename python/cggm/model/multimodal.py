@@ -17,7 +17,7 @@ from ..policies.scores import MaskedScores
 from ..torch_private import first_parameter, own_parameter
 from ..user_warning import warn_user
 from .captured import CapturedRun, read_run
-from .checks import check_head, check_head_apart, check_model, stored_weight
+from .checks import check_head, check_head_apart, check_hooks, check_model, stored_weight
 from .classifiers import ATTACHED, UnimodalClassifiers, build_classifiers, no_classifiers
 from .coalitions import CoalitionForward
 from .encoder import Encoder
@@ -63,6 +63,7 @@ class MultimodalModel:
         check_head(plan, found, path)
         self.encoders = EncoderSet(self.module, encoders, plan)
         check_head_apart(self.encoders.paths, self._head_path)
+        check_hooks(dict(zip(self.encoders.names, self.encoders.parts(), strict=True)))
         modules = dict(zip(self.encoders.names, self.encoders.modules(), strict=True))
         choices = {name: encoder.classifier for name, encoder in encoders.items()}
         fused = read_fused(choices, path, context.sharded)

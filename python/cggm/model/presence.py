@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..tasks.base import fill_absent
+from ..tasks.structures import first_tensor
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def read_present(
     present: Mapping[str, Tensor | bool],
     names: Sequence[str],
     features: Sequence[Tensor | None],
+    sizes: Sequence[int | None],
+    target: Any,
     samples: int,
 ) -> Presence:
     """The masks on the features' devices; a modality without features has no sample.
@@ -68,13 +72,17 @@ def read_present(
         present: as `check_present` requires it.
         names: the modalities.
         features: M tensors; None if the encoder did not run.
+        sizes: how many samples each of them has; None where that is not known.
+        target: the batch's target.
         samples: the number of samples B.
 
     Raises:
-        ValueError: a mask of another shape, or one on the CPU that claims samples of an encoder that did not run.
+        ValueError: features of some of the samples only, a mask of another shape, or
+            one on the CPU that claims samples of an encoder that did not run.
     """
     device = next(x.device for x in features if x is not None)
     masks: list[Tensor | None] = []
+    _check_whole_batch(present, names, sizes, target)
     for name, x in zip(names, features, strict=True):
         mask = present.get(name, True)
         if isinstance(mask, Tensor) and mask.shape != (samples,):
@@ -96,3 +104,21 @@ def read_present(
     full = torch.full((), samples, dtype=torch.float32, device=device)
     counts = [full if m is None else m.sum(dtype=torch.float32).to(device) for m in masks]
     return Presence(masks, torch.stack(counts))
+
+
+def _check_whole_batch(
+    present: Mapping[str, Tensor | bool], names: Sequence[str], sizes: Sequence[int | None], target: Any
+) -> None:
+    """Refuse features of only the samples that have the modality: which rows they are, the device alone knows."""
+    given = first_tensor(target)
+    for name, size in zip(names, sizes, strict=True):
+        mask = present.get(name)
+        if size is None or not isinstance(mask, Tensor) or mask.ndim != 1 or size >= len(mask):
+            continue
+        if given is None or len(given) == len(mask):
+            raise ValueError(
+                f"encoders[{name!r}] puts out features of {size} samples, and the batch has {len(mask)}: run the "
+                "encoder on all of them, with zeros for the samples without the modality, so that row i belongs to "
+                f"sample i; present[{name!r}] then leaves these out of its loss and score. Mask its features behind "
+                "the encoder where the model must not use them"
+            )
