@@ -67,8 +67,8 @@ def mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
 
 def _mutate(op: Any, name: str, tensors: Sequence[Tensor], *others: Any) -> Any:
     call = direct.function(op._opname) if op in (adamw_, sgd_) else None
-    if call is not None and call(tensors, *others):
-        torch.autograd.graph.increment_version(tensors)
+    # The version first, in one statement: after an interrupt it says whether the kernel has run.
+    if call is not None and not torch.autograd.graph.increment_version(tensors) and call(tensors, *others):
         return None
     return _change(serving(op, tensors), {name: tensors}, tensors, *others)
 
@@ -95,11 +95,9 @@ def _change(call: Callable[..., Any], changed: Mapping[str, Sequence[Tensor]], *
                 f"{name} holds a tensor that requires grad, which would change in place while autograd records: "
                 "call this under torch.no_grad(), or pass .grad tensors"
             )
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        result = call(*arguments)
-    for tensors in changed.values():  # after the call: one that is refused changes nothing
-        torch.autograd.graph.increment_version(tensors)
-    return result
+    everything = [tensor for tensors in changed.values() for tensor in tensors]
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # the version first, as in `mutate`
+        return torch.autograd.graph.increment_version(everything) or call(*arguments)
 
 
 def _guard_mutation(op: Any, mutated: tuple[int, ...] = (0,)) -> None:

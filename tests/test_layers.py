@@ -28,6 +28,7 @@ ROOMS = (
     "constants",
     "user_warning",
     "deprecated",
+    "finishing",
     "torch_private",
     "tasks",
     "policies",

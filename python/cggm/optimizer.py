@@ -25,7 +25,7 @@ from .optim.modulation import modulate_step
 from .optim.objective import check_loss, total_loss
 from .optim.statistics import Statistics
 from .optim.step import Fused, StepExecutor
-from .optim.step_state import StepState
+from .optim.step_state import BalancedLoss, StepState
 from .policies import Policy, Role, default_policy
 from .policies.plan import check_distribution, check_updated, make_plan
 from .policies.scores import Scores, find_scores
@@ -162,18 +162,18 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             model, state.plan, self._calls, loss, target, fit=fit, measure=state.measures, present=present
         )
         self._fresh = False
-        if state.backward_ran and model.gradients_were_cleared():
+        if (state.backward_ran or state.unrepeatable) and model.gradients_were_cleared():
             state.clear()  # by model.zero_grad(), after a step that was skipped
-        number = state.add(scores.scores, scores.samples)
+        balanced = state.add(scores.scores, scores.samples)
         self._diagnostics = {"loss": loss.detach(), **scores.diagnostics}
         total = total_loss(model, state, loss, scores, target)
-        model.forget()
         started = weakref.WeakMethod(self._backward_started)  # a loss that is kept must not keep this object
-        total.register_hook(partial(_run_if_alive, started, number, scores.bad))
+        total.register_hook(partial(_run_if_alive, started, balanced, scores.bad))
+        model.forget()
         return total
 
-    def _backward_started(self, number: int, bad: Tensor | None) -> None:
-        self._state.mark_backward(number)
+    def _backward_started(self, balanced: BalancedLoss, bad: Tensor | None) -> None:
+        self._state.mark_backward(balanced)
         self.statistics.close()
         if bad is not None:
             self._model.guard.start(bad)
@@ -213,24 +213,24 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Modulate if that is still to be done, step the wrapped optimizer, and commit the policy's state.
 
-        Without a balanced loss since the last step, this is the wrapped optimizer's own step.
+        Without a balanced loss since the last step, this is the wrapped optimizer's own step. An error or Ctrl-C before
+        the parameters change leaves the step to be called again; one that comes later, from a hook for example, is
+        raised when the step is complete.
 
         Args:
             closure: re-evaluates the model, calling `balance()` and `backward()`, and returns the loss.
 
         Raises:
-            RuntimeError: as `modulate()`; `fused=True` around an optimizer that the kernels cannot step.
+            RuntimeError: as `modulate()`; an earlier call has failed when gradients or parameters had changed already;
+                `fused=True` around an optimizer that the kernels cannot step.
         """
-        state = self._state
         if closure is not None and not callable(closure):
             raise TypeError(f"closure must be a function or None, got {type(closure).__name__}")
         if closure is None:
             self._notice_unbalanced()
-        result = self._executor.step(state, closure, self._modulate)
+        result = self._executor.step(self._state, closure, self._modulate)
         self._model.forget()  # forward passes that were not balanced
-        if state.update is not None:
-            state.commit()
-            self._model.encoders.set_rates(state.rates)
+        self._state.unrepeatable = None
         return result
 
     @disable_dynamo

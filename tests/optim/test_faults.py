@@ -1,5 +1,6 @@
 """Errors in the middle of a step: nothing is lost, nothing is done twice, nothing is left half done in silence."""
 
+import contextlib
 from unittest import mock
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from cggm import CGGM
 from cggm.model import coalitions
-from cggm.optim import modulation, update_scaling
+from cggm.optim import fused_rules, modulation, update_scaling
 from cggm.policies import AGM, Coefficients, CoefficientUpdate
 from helpers import backward, batches, flat, needs_kernels, small_model, train, wrap
 
@@ -55,18 +56,73 @@ def test_encoders_come_back_when_replacing_them_fails(broken):
     train(model, optimizer, steps=2)
 
 
-@pytest.mark.parametrize("options", [{"fused": False}, {"base": torch.optim.RMSprop}])
-def test_an_error_after_the_optimizers_own_step_leaves_the_scaled_update(options):
+@pytest.mark.parametrize(
+    "options", [{"fused": False}, {"base": torch.optim.RMSprop}, pytest.param({}, marks=needs_kernels)]
+)
+@pytest.mark.parametrize("on", ["base", "wrapper"])
+def test_a_post_hook_that_raises_finds_a_complete_step(on, options):
     model, optimizer = ready("update", **options)
-    optimizer.base.register_step_post_hook(fail)
+    handle = (optimizer.base if on == "base" else optimizer).register_step_post_hook(fail)
     with pytest.raises(torch.OutOfMemoryError):
         optimizer.step()
-    torch.testing.assert_close(flat(model), expected("update", **options))
-    with pytest.raises(
-        RuntimeError, match=r"cannot be repeated: .* call zero_grad\(\) and go on with the next batch"
-    ):
-        optimizer.step()
-    torch.testing.assert_close(flat(model), expected("update", **options))
+    assert torch.equal(flat(model), expected("update", **options))
+    assert optimizer._state.update is None
+    if on == "base":
+        with pytest.raises(
+            RuntimeError,
+            match=r"cannot be repeated: it is complete.* call zero_grad\(\) and go on with the next batch",
+        ):
+            optimizer.step()
+    handle.remove()
+    train(model, optimizer, steps=2, seed=4)
+    twin, other = ready("update", **options)
+    other.step()
+    train(twin, other, steps=2, seed=4)
+    assert torch.equal(flat(model), flat(twin))
+
+
+def test_after_a_post_hook_that_raises_the_policy_has_its_new_state():
+    states = []
+    for broken in (False, True):
+        model = small_model()
+        optimizer = wrap(model, policy=CGGM(smoothing=0.3), apply="update")
+        train(model, optimizer, steps=2)
+        ((inputs, target),) = batches(1, seed=5)
+        optimizer.zero_grad()
+        backward(model, optimizer, inputs, target)
+        if broken:
+            optimizer.base.register_step_post_hook(fail)
+            with pytest.raises(torch.OutOfMemoryError):
+                optimizer.step()
+        else:
+            optimizer.step()
+        states.append((flat(model), optimizer._state.state))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@needs_kernels
+def test_a_second_kernel_that_fails_is_launched_when_the_step_is_finished():
+    """Two groups of settings take two launches; half an update is none."""
+    results = []
+    for broken in (False, True):
+        model = small_model()
+        groups = [
+            {"params": list(model.encoders.parameters())},
+            {"params": model.head.parameters(), "lr": 0.01},
+        ]
+        optimizer = wrap(model, torch.optim.SGD(groups, lr=0.1, momentum=0.9), Tenth(), apply="update")
+        ((inputs, target),) = batches(1)
+        backward(model, optimizer, inputs, target)
+        real, calls = fused_rules.sgd_, iter(["works", "fails"] if broken else [])
+
+        def sometimes(*arguments, real=real, calls=calls, **options):
+            return fail() if next(calls, None) == "fails" else real(*arguments, **options)
+
+        with mock.patch.object(fused_rules, "sgd_", sometimes), contextlib.suppress(torch.OutOfMemoryError):
+            optimizer.step()
+        assert len(optimizer.base.param_groups) == 3
+        results.append((flat(model), [s["momentum_buffer"] for s in optimizer.state.values()]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_memory_for_scaled_updates_is_had_before_the_step():
@@ -83,15 +139,10 @@ def test_memory_for_scaled_updates_is_had_before_the_step():
 def test_a_fused_step_that_failed_is_not_repeated(apply):
     model, optimizer = ready(apply)
     before = flat(model)
-    with (
-        mock.patch.object(optimizer.fused_step, "step", side_effect=fail),
-        pytest.raises(torch.OutOfMemoryError),
-    ):
+    with mock.patch.object(fused_rules, "sgd_", side_effect=fail), pytest.raises(torch.OutOfMemoryError):
         optimizer.step()
     for again in (optimizer.step, optimizer.modulate):
-        with pytest.raises(
-            RuntimeError, match="cannot be repeated: the fused step failed with OutOfMemoryError"
-        ):
+        with pytest.raises(RuntimeError, match="cannot be repeated: the optimizer's step did not finish"):
             again()
     assert torch.equal(flat(model), before)
     optimizer.zero_grad()
@@ -108,7 +159,7 @@ def test_a_modulation_that_failed_is_not_repeated():
         optimizer.modulate()
     before = [p.grad.clone() for p in model.parameters()]
     for again in (optimizer.step, optimizer.modulate):
-        with pytest.raises(RuntimeError, match=r"cannot be repeated: modulate\(\) failed"):
+        with pytest.raises(RuntimeError, match=r"cannot be repeated: modulate\(\) did not finish"):
             again()
     assert all(torch.equal(a, p.grad) for a, p in zip(before, model.parameters(), strict=True))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..constants import constant, table
+from ..finishing import surely
 from ..junctions.selectors import floating_tensors, replace
 from .shapley import EXACT, coalitions
 from .watcher import Watcher, autocast_state
@@ -116,8 +117,13 @@ class CoalitionForward(Watcher):
             RuntimeError: the forward function does not reach the head.
         """
         arguments, keywords = self._call  # type: ignore[misc]
-        everyone, self._output = self.output, None
-        try:
+        everyone = self.output
+
+        def restore() -> None:
+            self._output = everyone
+
+        with surely(restore):
+            self._output = None
             with self._replaced(features), torch.autocast(**self._autocast):
                 self._model.forward(*arguments, **keywords)
             if self._output is None:
@@ -125,8 +131,6 @@ class CoalitionForward(Watcher):
                     "the model's forward function did not reach its head when it was called again"
                 )
             return self._output
-        finally:
-            self._output = everyone
 
     def _replaced(self, features: Sequence[Tensor | None]) -> contextlib.AbstractContextManager[None]:
         pairs = zip(self._encoders.hooks, features, strict=True)
@@ -152,12 +156,14 @@ class CoalitionForward(Watcher):
 def in_evaluation(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode; afterwards restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
+
+    def restore() -> None:
         for module, mode in modes:
             module.training = mode
+
+    with surely(restore):
+        model.eval()
+        yield
 
 
 @contextlib.contextmanager
@@ -171,8 +177,18 @@ def standing_in(encoders: EncoderSet, outputs: Sequence[Sequence[Any] | None]) -
     """
     modules, hooks = encoders.modules(), encoders.hooks
     own = [module.__dict__.get("forward") for module in modules]
-    handles = []
-    try:
+    handles: list[Any] = []
+
+    def restore() -> None:
+        for handle in handles:
+            handle.remove()
+        for module, hook, forward in zip(modules, hooks, own, strict=True):
+            hook.passing = False
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+    with surely(restore):
         for parts, hook, each in zip(encoders.parts(), hooks, outputs, strict=True):
             if each is None:
                 zeros = partial(_zero_inputs, hook.name)
@@ -181,14 +197,6 @@ def standing_in(encoders: EncoderSet, outputs: Sequence[Sequence[Any] | None]) -
                 parts[-1].forward = _in_turn(each)
             hook.passing = True
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, hook, forward in zip(modules, hooks, own, strict=True):
-            hook.passing = False
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.forward = forward
 
 
 def _zero_inputs(name: str, module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> Any:

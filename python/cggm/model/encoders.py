@@ -207,9 +207,10 @@ class EncoderSet:
             if table is not None:
                 table.fill_(1.0)
         elif table is None or table.device != values.device:
-            self._tables[name] = values.clone()
-            for read, value in zip(readers, self._tables[name].unbind(), strict=True):
+            table = values.clone()
+            for read, value in zip(readers, table.unbind(), strict=True):
                 read(value)
+            self._tables[name] = table
         else:
             table.copy_(values)
 

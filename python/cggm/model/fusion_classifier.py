@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..finishing import surely
 from .coalitions import CoalitionForward
 
 
@@ -63,10 +64,12 @@ def read_fused(choices: Mapping[str, Any], head_path: str | None, sharded: bool)
 def _constant(model: nn.Module) -> Iterator[None]:
     """Keep the model's parameters out of the graph."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    try:
+
+    def restore() -> None:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+    with surely(restore):
         for parameter in trained:
             parameter.requires_grad_(False)
         yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -41,10 +41,10 @@ class GradientRecord:
         self._share(None)
 
     def _share(self, table: Tensor | None) -> None:
-        self._table = table
         for number, hook in enumerate(self._hooks):
             if isinstance(hook.junction, Junction):
                 hook.junction.record_into(None if table is None else table[number])
+        self._table = table
 
     def statistics(self) -> dict[str, Tensor]:
         """`unimodal_shares`, `angles` and `step_changes` of this step, `[M]` each, over all ranks; empty while off.
@@ -90,9 +90,10 @@ class JointShares:
         if not junctions:
             return
         if self._table is None or self._table.device != device:
-            self._table = torch.zeros(len(junctions), 2, dtype=torch.float32, device=device)
-            for junction, row in zip(junctions, self._table.unbind(), strict=True):
+            table = torch.zeros(len(junctions), 2, dtype=torch.float32, device=device)
+            for junction, row in zip(junctions, table.unbind(), strict=True):
                 junction.measure_into(row)
+            self._table = table
         self._table.zero_()
 
     def squared(self) -> Tensor | None:

@@ -26,7 +26,8 @@ class LossGuard:
     def __init__(self, classifiers: nn.Module, model: nn.Module) -> None:
         self._classifiers = classifiers
         self._shared = set(model.parameters())
-        self._handles: list[Any] | None = None  # None before the first use
+        self._handles: dict[Tensor, Any] = {}
+        self._watching = False
         self._bad: Tensor | None = None  # bool [M], for the backward pass that runs or comes next
         self._flags: tuple[Tensor, ...] = ()  # its M entries
         self._pass = -1  # the backward pass that it is for
@@ -67,25 +68,24 @@ class LossGuard:
 
     def _watch(self) -> None:
         """Once: put a hook on each classifier's own parameters."""
-        if self._handles is not None:
+        if self._watching:
             return
-        self._handles = []
-        seen = set(self._shared)
         for index, classifier in enumerate(self._classifiers.children()):
             for parameter in classifier.parameters():
-                if parameter not in seen and parameter.requires_grad:
-                    self._handles.append(parameter.register_hook(partial(self._clean, index)))
-                seen.add(parameter)
+                known = parameter in self._shared or parameter in self._handles
+                if parameter.requires_grad and not known:
+                    self._handles[parameter] = parameter.register_hook(partial(self._clean, index))
+        self._watching = True
 
     def _clean(self, index: int, gradient: Tensor) -> Tensor:
         return gradient.masked_fill(self._flags[index].to(gradient.device), 0)
 
     def detach(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles or ():
+        for handle in self._handles.values():
             handle.remove()
-        self._handles = None
+        self._handles, self._watching = {}, False
 
     def __getstate__(self) -> dict[str, Any]:
         # hooks do not move to a copy
-        return {**self.__dict__, "_handles": None, "_bad": None, "_flags": (), "_pass": -1}
+        return {**self.__dict__, "_handles": {}, "_watching": False, "_bad": None, "_flags": (), "_pass": -1}

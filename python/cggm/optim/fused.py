@@ -7,7 +7,7 @@ its own `step`. `FusedStep.unsupported_reason` alone decides whether a step can 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from operator import is_
 from typing import Any
@@ -20,7 +20,7 @@ from cggm_ops import TRITON_OPERATORS, backend
 from cggm_ops.checks import DTYPES, is_dense
 
 from ..torch_private import has_pre_hooks, is_watched
-from .fused_rules import RULES, Entry, Modulate, partition
+from .fused_rules import RULES, Entry, Launch, Modulate, partition
 
 _PLAIN = (nn.Parameter, Tensor)  # no subclasses: the kernels cannot update a DTensor
 
@@ -76,19 +76,25 @@ class FusedStep:
                 )
         return self._layout_reason(parameters)
 
-    def step(self, modulate: Modulate) -> None:
-        """Take the step. Call it under `torch.no_grad()`, right after `unsupported_reason()` returned None.
+    def prepared(self, modulate: Modulate) -> list[Launch]:
+        """The launches that take the step. Call them under `torch.no_grad()`.
+
+        No parameter has changed yet. Call this right after `unsupported_reason()` returned None.
 
         Args:
             modulate: returns the scales for a list of parameters with gradients, equal options and one device.
         """
+        _, prepare = RULES[type(self._base)]
+        batches = self._batches()
+        return [launch for batch in batches for launch in prepare(self._base, *batch, modulate)]
+
+    def run(self, take: Callable[[], None]) -> None:
+        """Call `take` between the base's hooks and under its profiler label, as the base's own step runs."""
 
         def run(base: Optimizer) -> None:
-            _, take = RULES[type(base)]
-            for settings, params, grads, entries in self._batches():
-                take(base, settings, params, grads, entries, modulate)
+            take()
 
-        if is_watched(self._base):  # add hooks and profiler label, as the optimizer's own step does
+        if is_watched(self._base):
             run = Optimizer.profile_hook_step(run)
         run(self._base)
 
@@ -135,8 +141,8 @@ class FusedStep:
         ranges = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in parameters if p.numel())
         if any(end > start for (_, end), (start, _) in pairwise(ranges)):
             return "two parameters share memory, and have to be stepped one after the other"
-        self._fitting = (parameters, entries, _addresses(parameters))
-        self._entries = [state.get(p, {}) for p in parameters]
+        fitting = (parameters, entries, _addresses(parameters))
+        self._entries, self._fitting = [state.get(p, {}) for p in parameters], fitting
         return None
 
 

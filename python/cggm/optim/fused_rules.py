@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -56,58 +56,77 @@ def partition(kinds: list[Any], *lists: list[Any]) -> Iterator[tuple[Any, ...]]:
             yield kind, *([one[i] for i in places] for one in lists)
 
 
-def _step_adam(
+class Launch:
+    """One kernel launch of a step. An interrupt leaves it to be called again; it launches once.
+
+    Args:
+        launch: calls the operator, which counts the version of its parameters up before it changes them.
+        params: its parameters.
+        entries: the states of the parameters that get `momenta`, new momentum buffers that the operator fills.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[[], None],
+        params: list[Tensor],
+        entries: Sequence[Entry] = (),
+        momenta: Sequence[Tensor] = (),
+    ) -> None:
+        self._launch = launch
+        self._first = params[0]
+        self._version = self._first._version
+        self._new = list(zip(entries, momenta, strict=True))
+
+    def __call__(self) -> None:
+        """Launch if that has not been done, and give the optimizer its new buffers."""
+        if self._first._version == self._version:
+            self._launch()
+        for entry, momentum in self._new:
+            entry["momentum_buffer"] = momentum
+
+
+def _adam_launches(
     base: Optimizer,
     settings: AdamSettings,
     params: list[Tensor],
     grads: list[Tensor],
     entries: list[Entry],
     modulate: Modulate,
-) -> None:
+) -> Iterator[Launch]:
     if not all(entries):  # some parameters are new
         make_adam_state(base)
         entries = [base.state[p] for p in params]
-    adamw_(
-        params,
-        grads,
-        exp_avgs=[e["exp_avg"] for e in entries],
-        exp_avg_sqs=[e["exp_avg_sq"] for e in entries],
-        steps=[e["step"] for e in entries],
-        settings=settings,
-        modulation=modulate(params),
-    )
+    states = {
+        "exp_avgs": [e["exp_avg"] for e in entries],
+        "exp_avg_sqs": [e["exp_avg_sq"] for e in entries],
+        "steps": [e["step"] for e in entries],
+    }
+    options = {"settings": settings, "modulation": modulate(params)}
+    yield Launch(partial(adamw_, params, grads, **states, **options), params)
 
 
-def _step_sgd(
+def _sgd_launches(
     base: Optimizer,
     settings: SGDSettings,
     params: list[Tensor],
     grads: list[Tensor],
     entries: list[Entry],
     modulate: Modulate,
-) -> None:
+) -> Iterator[Launch]:
     if settings.momentum == 0:
-        sgd_(params, grads, settings=settings, modulation=modulate(params))
+        yield Launch(partial(sgd_, params, grads, settings=settings, modulation=modulate(params)), params)
         return
     found = [e.get("momentum_buffer") for e in entries]
     for first, part, gradients, buffers in partition([b is None for b in found], params, grads, found):
         momenta = [torch.empty_like(p) for p in part] if first else buffers
-        sgd_(
-            part,
-            gradients,
-            momentum_buffers=momenta,
-            settings=settings,
-            modulation=modulate(part),
-            first=first,
-        )
-        if first:
-            for parameter, momentum in zip(part, momenta, strict=True):
-                base.state[parameter]["momentum_buffer"] = momentum
+        options = {"settings": settings, "modulation": modulate(part), "first": first}
+        launch = partial(sgd_, part, gradients, momentum_buffers=momenta, **options)
+        yield Launch(launch, part, [base.state[p] for p in part] if first else (), momenta if first else ())
 
 
-# For each optimizer: a function that converts its options for the kernels, and a function that takes a step.
-RULES: dict[type[Optimizer], tuple[Callable[..., Any], Callable[..., None]]] = {
-    AdamW: (partial(_adam_settings, decoupled=True), _step_adam),
-    Adam: (_adam_settings, _step_adam),
-    SGD: (_sgd_settings, _step_sgd),
+# For each optimizer: a function that converts its options for the kernels, and one that prepares its launches.
+RULES: dict[type[Optimizer], tuple[Callable[..., Any], Callable[..., Iterator[Launch]]]] = {
+    AdamW: (partial(_adam_settings, decoupled=True), _adam_launches),
+    Adam: (_adam_settings, _adam_launches),
+    SGD: (_sgd_settings, _sgd_launches),
 }

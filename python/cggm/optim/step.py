@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,13 +12,14 @@ from cggm_ops import Modulation, scale_
 
 from ..constants import constant
 from ..distributed.collectives import local
+from ..finishing import surely
 from ..model.multimodal import MultimodalModel
 from ..policies.plan import Plan
 from ..torch_private import foreach_mul_
-from .base import OptimizerWrapper, complete_state
+from .base import OptimizerWrapper
+from .own_step import UNFINISHED, own_step, prepared_commit, update_scale
 from .scaling import by_place, gradient_norms
 from .step_state import StepState
-from .update_scaling import UpdateScaling
 
 Fused = Literal["auto"] | bool
 _NONE = Modulation()
@@ -71,6 +71,7 @@ class StepExecutor:
         Raises:
             RuntimeError: `fused=True`, but the kernels cannot take this step.
         """
+        encoders = self._model.encoders
         if closure is not None:
 
             def evaluate() -> Any:
@@ -79,22 +80,16 @@ class StepExecutor:
                 self._clip(state)
                 return loss
 
-            return self._step_base(state, evaluate)
+            return own_step(self._optimizer.base, state, encoders, evaluate)
         self._check_fused()
         with torch.no_grad():  # not around the wrapped optimizer's own step, where hooks would run under it
             modulate(wait=True)
-            updates = self._update_scale(state)
+            updates = update_scale(state)
             if self.can_fuse(state.left_to_step or updates is not None or self._clips(state)):
-                with state.irrevocable("the fused step"):
-                    self._step_fused(state, updates)
+                self._step_fused(state, updates)
                 return None
             self._clip(state)
-        return self._step_base(state, None)
-
-    def _update_scale(self, state: StepState) -> Tensor | None:
-        """The coefficients `[M]` if they scale updates, otherwise None."""
-        scales = state.plan.scale_at == "update" and state.update is not None
-        return state.update.coefficients if scales else None
+        return own_step(self._optimizer.base, state, encoders, None)
 
     def _check_fused(self) -> None:
         """Reject a step that the kernels cannot take when `fused=True`.
@@ -141,34 +136,26 @@ class StepExecutor:
                 update_scale=None if update_scale is None else update_scale.to(device),
             )
 
-        self._fused_step.step(modulate)
+        launches, commit = self._fused_step.prepared(modulate), prepared_commit(state, self._model.encoders)
 
-    def _step_base(self, state: StepState, closure: Callable[[], Any] | None) -> Any:
-        """Let the wrapped optimizer take its own step, and scale its updates of the encoders.
+        def finish() -> None:
+            for launch in launches:
+                launch()
+            commit()
 
-        If an error (from a hook, for example) follows the parameter update, the update is still scaled.
-        """
-        scales = state.plan.scale_at == "update" and (closure is not None or state.update is not None)
-        scaling = UpdateScaling(self._model.encoders.encoder_parameters()) if scales else None
-        complete_state(self._optimizer.base)
-        step = partial(self._optimizer.base.step, *([] if closure is None else [closure]))
-        if scaling is None:
-            return step()
-        with state.irrevocable("the optimizer's step"):
-            try:
-                return step()
-            finally:
-                updates = self._update_scale(state)
-                if updates is not None:
-                    scaling.apply(updates)
+        state.unrepeatable = UNFINISHED
+        with surely(finish):
+            self._fused_step.run(finish)
 
     def _clip(self, state: StepState) -> None:
         """Clip the model's gradients in place; the fused step clips inside its kernels instead."""
-        clipped = self._clipped() if self._clips(state) else []
+        clipped = self._clipped() if self._clips(state) and not state.clipped else []
         if clipped:
             factor = self._clip_factor(state, self._squared_norms(clipped))
-            for gradients, _ in by_place((local(p.grad), 0, ()) for p, _ in clipped).values():
-                foreach_mul_(gradients, factor.to(gradients[0].device))
+            with state.irrevocable("clipping"):
+                for gradients, _ in by_place((local(p.grad), 0, ()) for p, _ in clipped).values():
+                    foreach_mul_(gradients, factor.to(gradients[0].device))
+                state.clipped = True
 
     def _clipped(self) -> list[tuple[Tensor, int]]:
         """Parameters whose gradients are clipped, with their places in `[M + 2]`; without the classifiers' own."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,6 +20,10 @@ from .fused import capturing
 Part = tuple[Tensor, int | Tensor]
 #: Prefixes of the roles' entries in the state; the coefficient role has no prefix.
 COMBINER, DROPOUT = "combiner.", "dropout."
+
+
+class BalancedLoss:
+    """A loss that `balance()` returned; its graph holds this object, and without a graph it cannot go backward."""
 
 
 class StepState:
@@ -39,20 +45,24 @@ class StepState:
             None  # [R, M], the last measured scores, where not every step measures
         )
         self._age = 0  # steps since then
-        self._balanced = 0  # counts the balanced losses
         self.clear()
 
     def clear(self) -> None:
         """Discard everything that is pending."""
+        self._tell(None)
         self.update: CoefficientUpdate | None = None
         self.scores: Tensor | None = None  # [R, M], means over all samples so far
         self._measured = True  # whether this step has scores of its own
         self.modulated = False
         self.left_to_step = False  # modulated, except that the fused step still has to apply the coefficients
-        self._failed: str | None = None
-        self._waiting: dict[int, Part] = {}  # losses whose backward pass has not run, by number
+        self.clipped = False
+        self.unrepeatable: str | None = None  # why this step cannot be taken again
+        self._waiting: WeakKeyDictionary[BalancedLoss, Part] = WeakKeyDictionary()  # not gone backward yet
+        self._open = 0  # how many of those are in `update`
         self._done: Part | None = None  # all losses whose backward pass has run
-        self._tell(None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_waiting": {}}  # a copy stands between two steps
 
     @property
     def backward_ran(self) -> bool:
@@ -79,53 +89,47 @@ class StepState:
         """Measure in the next step."""
         self._standing = None
 
-    def add(self, scores: Tensor | None, samples: int | Tensor) -> int:
-        """Add a micro-batch, recompute the coefficients, and return a number that identifies its loss.
+    def add(self, scores: Tensor | None, samples: int | Tensor) -> BalancedLoss:
+        """Add a micro-batch, recompute the coefficients, and return its loss, to be kept as long as it can go backward.
 
         Args:
             scores: `[R, M]`, means over the samples, not finite where there is nothing to score; None for those of the
                 last step that measured.
             samples: the number of samples, or `[M]` for each modality.
         """
-        if self.modulated:  # the earlier step was skipped: this micro-batch starts a new one
-            self._done = None
-            self.modulated = self.left_to_step = False
-        self._balanced += 1
-        self._measured = scores is not None
-        self._waiting[self._balanced] = (self._standing if scores is None else scores, samples)
-        self._propose()
-        return self._balanced
+        loss = BalancedLoss()
+        self._waiting[loss] = (self._standing if scores is None else scores, samples)
+        # Where the earlier step was modulated and skipped, this micro-batch starts a new one.
+        self._propose(None if self.modulated else self._done, scores is not None)
+        return loss
 
-    def mark_backward(self, number: int) -> None:
-        """Record that the backward pass of the balanced loss with this number is running."""
-        part = self._waiting.pop(number, None)
+    def mark_backward(self, loss: BalancedLoss) -> None:
+        """Record that the backward pass of this loss is running; an interrupted one may run again."""
+        part = self._waiting.get(loss)
         if part is not None:
-            self._done = part if self._done is None else _together([self._done, part])
+            done = part if self._done is None else _together([self._done, part])
+            self._done, self._open, _ = done, self._open - 1, self._waiting.pop(loss)
 
     def drop_waiting(self) -> None:
         """Drop the losses whose backward pass never ran: the training loop skipped their batches."""
-        if self._waiting and self._done is not None:
+        if self._open and self._done is not None:
             self._waiting.clear()
-            self._propose()
+            self._propose(self._done, self._measured)
 
     def drop_done(self) -> None:
         """Drop the losses whose backward pass has run: their gradients were cleared without a step."""
-        self._failed = None
         if not self._waiting:
             self.clear()
         elif self._done is not None:
-            self._done = None
-            self._propose()
-        self.modulated = self.left_to_step = False
+            self._propose(None, self._measured)
+        self.unrepeatable = None
 
     @contextlib.contextmanager
     def irrevocable(self, what: str) -> Iterator[None]:
-        """Wrap code that changes gradients or parameters; after an error in it, `check_whole` raises."""
-        try:
-            yield
-        except BaseException as error:
-            self._failed = f"{what} failed with {type(error).__name__}"
-            raise
+        """Wrap code that changes gradients; after an error in it, `check_whole` raises."""
+        self.unrepeatable = f"{what} did not finish, and gradients may have changed already"
+        yield
+        self.unrepeatable = None
 
     def check_whole(self) -> None:
         """Reject a step that failed half-way.
@@ -133,10 +137,9 @@ class StepState:
         Raises:
             RuntimeError: an earlier attempt at this step failed after it may have changed gradients or parameters.
         """
-        if self._failed is not None:
+        if self.unrepeatable is not None:
             raise RuntimeError(
-                f"this step cannot be repeated: {self._failed}, and gradients or parameters may have changed already; "
-                "call zero_grad() and go on with the next batch"
+                f"this step cannot be repeated: {self.unrepeatable}; call zero_grad() and go on with the next batch"
             )
 
     def check_between_steps(self, what: str) -> None:
@@ -148,32 +151,45 @@ class StepState:
         if self.update is not None:
             raise RuntimeError(f"{what} in the middle of a step: call it after step() or zero_grad()")
 
-    def commit(self) -> None:
-        """Finish a step: make the policy's pending state its current state, and clear everything pending."""
+    def prepared_commit(self) -> Callable[[], None]:
+        """What finishes a step: it makes the policy's pending state its current state, and clears everything pending.
+
+        Nothing is allocated then, and after an interrupt it can be called again.
+        """
+        standing, age = self._standing, self._age
         if self.plan.scores.every > 1 and self.update is not None:
-            self._standing, self._age = self.scores, 1 if self._measured else self._age + 1
+            standing, age = self.scores, 1 if self._measured else age + 1
         state = self.update.state if self.update is not None else self.state
+        into: list[Tensor] = []
+        new: list[Tensor] = []
         if self.state.keys() != state.keys():  # copies: the statistics may share tensors with the policy
-            self.state = {name: tensor.clone() for name, tensor in state.items()}
-        elif state:
+            state = {name: tensor.clone() for name, tensor in state.items()}
+        else:
             # In place: a captured CUDA graph replays onto these addresses. A policy may return one under another name.
-            into = list(self.state.values())
-            new = [state[name] for name in self.state]
+            into, new = list(self.state.values()), [state[name] for name in self.state]
             moved = [
                 any(n is old for old in into if old is not own) for n, own in zip(new, into, strict=True)
             ]
-            foreach_copy_(into, [n.clone() if m else n for n, m in zip(new, moved, strict=True)])
-        self.clear()
+            new = [n.clone() if m else n for n, m in zip(new, moved, strict=True)]
+            state = self.state
+
+        def commit() -> None:
+            if into:
+                foreach_copy_(into, new)
+            self.state, self._standing, self._age = state, standing, age
+            self.clear()
+
+        return commit
 
     def remember(self, more: State) -> None:
         """Add tensors to the policy's next state."""
         if more and self.update is not None:
             self.update = self.update._replace(state={**self.update.state, **more})
 
-    def _propose(self) -> None:
-        parts = [*self._waiting.values()] if self._done is None else [self._done, *self._waiting.values()]
-        scores = mean_over_ranks(*_together(parts))  # [R, M]
-        self.scores = scores
+    def _propose(self, done: Part | None, measured: bool) -> None:
+        """Compute the update from the losses that went backward and those that still may, and only then change this."""
+        waiting = list(self._waiting.values())
+        scores = mean_over_ranks(*_together(waiting if done is None else [done, *waiting]))  # [R, M]
         state = self.state or initial_state(self.plan, scores[0])
         rows = iter(scores.unbind())
         coefficients, dropout = self.plan.coefficients, self.plan.dropout
@@ -184,19 +200,25 @@ class StepState:
             others = {k: v for k, v in state.items() if k.startswith((DROPOUT, COMBINER))}
             own = {k: v for k, v in state.items() if k not in others}
             row = next(rows)
-            if coefficients.compares_steps and not self._measured:
+            if coefficients.compares_steps and not measured:
                 row = torch.full_like(row, torch.nan)  # nothing new: such a policy then changes nothing
             update = coefficients.balance(row, own)
             update = update._replace(state={**update.state, **others}) if others else update
         if dropout is not None and dropout.adaptive:
             own = dropout.update(next(rows), _part(state, DROPOUT))
             update = update._replace(state=update.state | {DROPOUT + k: v for k, v in own.items()})
-        self.update = update
         self._tell(update)
+        self.modulated = self.left_to_step = self.clipped = False
+        self.update, self.scores, self._done, self._open = update, scores, done, len(waiting)
+        self._measured = measured
 
     def limit(self, joint: Tensor) -> Tensor:
-        """The combiner's limit on the gradient norm, given joint training's norm `[]`; saves the combiner's state."""
-        limit, own = self.plan.combiner.limit(joint, _part(self.update.state, COMBINER))
+        """The combiner's limit on the gradient norm, given joint training's norm `[]`; saves the combiner's state.
+
+        A step that is tried again has the same limit.
+        """
+        state = self.state or initial_state(self.plan, self.scores[0])
+        limit, own = self.plan.combiner.limit(joint, _part(state, COMBINER))
         self.remember({COMBINER + k: v for k, v in own.items()})
         return limit
 

@@ -30,15 +30,16 @@ class UpdateScaling:
         self._updates = [torch.empty_like(p) for p in self._parameters]
         if trainable:  # `clone` would need one kernel launch per parameter
             foreach_copy_(self._before, self._parameters)
+        self._left = [(self._parameters, self._updates)] if trainable else []
 
     def apply(self, coefficients: Tensor) -> None:
-        """Scale every parameter change since construction by the coefficients `[M]`."""
-        if not self._parameters:
+        """Scale every parameter change since construction by the coefficients `[M]`; call it again if it fails."""
+        if not self._left:
             return
         foreach_copy_(self._updates, self._parameters)
         foreach_sub_(self._updates, self._before)
         each = zip(self._updates, self._owners, strict=True)
         for (device, _), (part, owners) in by_place((update, owner, ()) for update, owner in each).items():
             scale_(part, owners, coefficients.to(device))
-        foreach_add_(self._before, self._updates)
-        foreach_copy_(self._parameters, self._before)
+        foreach_add_(self._updates, self._before)
+        foreach_copy_(*self._left.pop())
