@@ -22,6 +22,7 @@ from .model.scoring import score_modalities
 from .optim.balanced import BalancedOptimizer
 from .optim.fused import capturing
 from .optim.modulation import modulate_step
+from .optim.notices import Notices
 from .optim.objective import check_loss, total_loss
 from .optim.statistics import Statistics
 from .optim.step import Fused, StepExecutor
@@ -124,7 +125,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         self._buffers: GradientBuffers | None = None
         self._diagnostics: Mapping[str, Tensor] = {}
         self._fresh = True  # no classifier has learnt anything: a guessed width may still be corrected
-        self._unbalanced, self._warned = 0, set()
+        self._notices = Notices(self._model)
         self.statistics = Statistics({})
 
     @disable_dynamo  # as torch's own optimizers do it: no part of the graph of a compiled training step
@@ -153,7 +154,8 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         """
         self._check_attached("balance()")
         check_loss(loss)
-        self._notice_modes()
+        if self.active:
+            self._notices.at_balance(self._plan.scores.classifiers)
         state, model = self._state, self._model
         if self._fresh and not capturing():
             self._calls.check_values(target)
@@ -226,8 +228,8 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
         """
         if closure is not None and not callable(closure):
             raise TypeError(f"closure must be a function or None, got {type(closure).__name__}")
-        if closure is None:
-            self._notice_unbalanced()
+        if closure is None and self.active:
+            self._notices.at_step(self._state.update is not None)
         result = self._executor.step(self._state, closure, self._modulate)
         self._model.forget()  # forward passes that were not balanced
         self._state.unrepeatable = None

@@ -1,6 +1,6 @@
 """An error at any line of this library in a step: tried again it is exact, or it is refused and the batch is dropped.
 
-A trace function raises KeyboardInterrupt or OutOfMemoryError at the n-th line that a call runs. Then the call works when
+A trace function raises KeyboardInterrupt or OutOfMemoryError at the n-th line that a call runs. Then the call works if
 it is called again, and training goes on to the bit as if nothing had happened; or calling it again is refused, and
 after zero_grad() training goes on as if there had been no such batch; or the step was complete.
 

@@ -15,10 +15,10 @@ from ..tasks import Classification
 from ..tasks.calls import TaskCalls
 from ..tasks.structures import map_tensors
 from .captured import CapturedRun, count_samples
-from .coalitions import ShapleyAttribution
 from .multimodal import MultimodalModel
 from .presence import check_present
 from .retrieval import compared_in_batch
+from .shapley import ShapleyAttribution
 
 
 class ModalityScores(NamedTuple):

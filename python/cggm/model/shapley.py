@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
 import torch
+from torch import Tensor
 
 #: Up to this many modalities every coalition is asked.
 EXACT = 4
@@ -61,3 +63,42 @@ def _sampled(modalities: int, permutations: int) -> dict[tuple[int, ...], list[f
                     weights[before][i] -= share
                 before = after
     return weights
+
+
+class ShapleyAttribution:
+    """The coalitions' values `v(S)`, and the weights that turn them into each modality's response.
+
+    Args:
+        values: S tensors in the shape of the head's output, with their graphs; the last is for all modalities.
+        weights: `[M, S]` float32.
+    """
+
+    def __init__(self, values: Sequence[Tensor], weights: Tensor) -> None:
+        self._values = values
+        self._weights = weights
+
+    def responses(self) -> list[Tensor]:
+        """The M responses `m_i`, outside autograd; they add up to the head's output."""
+        stacked = torch.stack([value.detach().float() for value in self._values])  # [S, B, C]
+        return list(torch.tensordot(self._weights, stacked, 1))  # M times [B, C]
+
+    def term(self, loss: Tensor, coefficients: Tensor) -> Tensor:
+        """A loss term of value 0 that multiplies the gradient entering `m_i` by `coefficients[i]`.
+
+        With `δ` the loss's gradient at the head's output, `v(S)` receives `Σ_i c_i W[i, S] δ` instead of the plain
+        gradient. The term is part of the loss, so it is scaled and accumulated with it.
+
+        Args:
+            loss: the multimodal loss, 0-dimensional.
+            coefficients: `[M]`.
+        """
+        everyone = self._values[-1]
+        (gradient,) = torch.autograd.grad(loss, everyone, retain_graph=True)
+        shares = coefficients @ self._weights  # [S]
+        # At least float32: a loss scale of 65536 enters this sum in the backward pass, and float16 ends at 65504.
+        wide = torch.promote_types(everyone.dtype, torch.float32)
+        wanted = sum(
+            value.to(wide) * share.to(wide) for value, share in zip(self._values, shares, strict=True)
+        )
+        change = wanted - everyone.to(wide)
+        return ((change - change.detach()) * gradient).sum()

@@ -19,13 +19,11 @@ from ..policies import Policy
 from ..policies.base import CoefficientUpdate, ScaleTarget
 from ..policies.plan import Plan
 from ..torch_private import disable_dynamo
-from ..user_warning import warn_user
 from . import checkpoint, direction
 from .base import OptimizerWrapper
+from .notices import Notices
 from .step import StepExecutor
 from .step_state import StepState
-
-_FORGOTTEN = 3  # so many steps in a row without balance() are no accident
 
 
 class BalancedOptimizer(OptimizerWrapper):
@@ -36,8 +34,7 @@ class BalancedOptimizer(OptimizerWrapper):
     _state: StepState
     _executor: StepExecutor
     _buffers: GradientBuffers | None
-    _unbalanced: int  # steps in a row without balance()
-    _warned: set[str]  # what has been said once
+    _notices: Notices
     _fresh: bool  # no classifier has been trained yet, so a guessed width may still be corrected
 
     @property
@@ -103,52 +100,6 @@ class BalancedOptimizer(OptimizerWrapper):
         """The former name of `uses_fused_step`."""
         warn_renamed("optimizer.folded", "optimizer.uses_fused_step")
         return self.uses_fused_step
-
-    def _notice_unbalanced(self) -> None:
-        """Warn once where the encoders train and `balance()` never comes, or not for every micro-batch."""
-        encoders = self._model.encoders
-        forgotten = self._state.update is None and self.active and encoders.have_run()
-        runs = encoders.unbalanced_runs()
-        if runs and self._state.update is not None and self.active:
-            self._warn_once(
-                "runs",
-                f"{runs} forward pass(es) of this step did not go through balance(): if their losses went backward, "
-                "they trained the model jointly. Call balance() once for each micro-batch, and run passes that train "
-                "nothing under torch.no_grad()",
-            )
-        self._unbalanced = self._unbalanced + 1 if forgotten else 0
-        if self._unbalanced == _FORGOTTEN:
-            warn_user(
-                f"the encoders ran in {_FORGOTTEN} steps without balance(), so that the model trains jointly: call "
-                "loss = optimizer.balance(loss, target) before backward(), or set optimizer.active = False"
-            )
-
-    def _notice_modes(self) -> None:
-        """Warn once where modality dropout cannot act, or classifiers do not learn, in a training step."""
-        model = self._model
-        if model.encoders.mask is not None and not model.module.training and self.active:
-            self._warn_once(
-                "mode",
-                "the model is in evaluation mode, in which modality dropout drops nothing: call model.train(), and "
-                "eval() on what must not change, as batch normalization",
-            )
-        frozen = [
-            name
-            for name, module in model.classifiers.named_children()
-            if self._plan.scores.classifiers
-            and not next((p.requires_grad for p in module.parameters()), True)
-        ]
-        if frozen:
-            self._warn_once(
-                "frozen",
-                f"the unimodal classifiers of {frozen} are frozen: model.requires_grad_(False) freezes "
-                "them, too; call model.unimodal_classifiers.requires_grad_(True)",
-            )
-
-    def _warn_once(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warn_user(message)
 
     def flatten_gradients(self) -> None:
         """From now on, every backward pass ends with all gradients in `gradient_buffers`; each `.grad` is a view.
