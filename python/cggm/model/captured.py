@@ -68,9 +68,8 @@ def read_run(
             continue
         if x.is_nested and not callable(model.encoders.layouts[hook.name]):
             raise TypeError(
-                f"encoders[{hook.name!r}] puts out a nested tensor, which the classifier cannot read: pass "
-                "Encoder(..., layout=function), which makes [B, D] of it, or let the encoder put out a padded tensor, "
-                "torch.nested.to_padded_tensor(x, 0.0), with Encoder(..., mask=...)"
+                f"encoders[{hook.name!r}] puts out a nested tensor, which the classifier cannot read: let it put out a "
+                "padded one, torch.nested.to_padded_tensor(x, 0.0), and say with Encoder(..., mask=...) what counts"
             )
         inputs = hook.inputs[number] if hook.inputs else None
         seen = x.detach() if detach else model.guard.gate(index, x)
