@@ -223,8 +223,7 @@ class CGGMOptimizerWrapper(BalancedOptimizer):
             closure: re-evaluates the model, calling `balance()` and `backward()`, and returns the loss.
 
         Raises:
-            RuntimeError: as `modulate()`; an earlier call has failed when gradients or parameters had changed already;
-                `fused=True` around an optimizer that the kernels cannot step.
+            RuntimeError: as `modulate()`; a step that failed half-way; `fused=True` where the kernels cannot step.
         """
         if closure is not None and not callable(closure):
             raise TypeError(f"closure must be a function or None, got {type(closure).__name__}")

@@ -259,7 +259,7 @@ def stepped(fused, apply, plain=False):
         optimizer.modulate()
         if plain:
             base.step()
-            optimizer._state.commit()
+            optimizer._state.prepared_commit()()
         else:
             optimizer.step()
     return flat(model)

@@ -279,7 +279,7 @@ def run(policy, steps):
     for number, scores in enumerate(steps, 1):
         state.mark_backward(state.add(scores[None], 1))
         if number < len(steps):
-            state.commit()
+            state.prepared_commit()()
     return state
 
 

@@ -29,6 +29,8 @@ def prepared_commit(state: StepState, encoders: EncoderSet) -> Callable[[], None
     commit = None if state.update is None else state.prepared_commit()
 
     def finish() -> None:
+        if state.unrepeatable == COMPLETE:
+            return
         if commit is not None:
             commit()
             encoders.set_rates(state.rates)
