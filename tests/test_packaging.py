@@ -119,7 +119,7 @@ def test_an_isolated_build_needs_torch_only_for_a_compiler(
     asked = re.findall(r"No matching distribution found for ([\w-]+)", result.stderr)
     assert set(asked) <= missing, result.stderr  # pip names the first that it does not find
     assert bool(asked) == bool(missing), result.stderr
-    assert bool(list(tmp_path.glob("*-none-any.whl"))) == (missing is None)
+    assert bool(list(tmp_path.glob("*-none-any.whl"))) == (not missing)
 
 
 def test_where_the_compiler_fails_it_installs_says_why_and_trains(source_distribution, python, tmp_path):
