@@ -1,37 +1,20 @@
 """Callbacks for Lightning and the Trainer, trackers of Accelerate, and the live view, with the real packages."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
+from loops import lightning_module, unlabelled_clip
 from torch.utils.data import DataLoader
 
 from cggm import CGGM, CGGMOptimizerWrapper
 from helpers import flat, small_model, train, wrap
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
 
 def test_lightning_balances_and_logs():
     lightning = pytest.importorskip("lightning")
     from cggm.integrations.lightning import BalanceCallback
-    from with_accelerate import AudioVisual, data
-
-    class Plain(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = AudioVisual()
-
-        def configure_optimizers(self):
-            encoders = {"audio": "model.audio", "image": "model.image"}
-            base = torch.optim.SGD(self.parameters(), lr=0.1)
-            return CGGMOptimizerWrapper(base, self, encoders=encoders, head="model.head", policy=CGGM())
-
-        def training_step(self, batch, index):
-            audio, image, target = batch
-            return {"loss": F.cross_entropy(self.model(audio, image), target), "rows": len(target)}
+    from with_accelerate import data
 
     class Logger(lightning.pytorch.loggers.logger.DummyLogger):
         def __init__(self):
@@ -43,7 +26,7 @@ def test_lightning_balances_and_logs():
 
     logger = Logger()
     torch.manual_seed(0)
-    module = Plain()
+    module = lightning_module(returns_rows=True)
     options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
     options |= {"max_epochs": 1, "enable_checkpointing": False, "logger": logger}
     options["callbacks"] = [BalanceCallback(lambda batch: batch[-1], every=8)]
@@ -54,7 +37,7 @@ def test_lightning_balances_and_logs():
     assert logger.seen[16]["coefficients/audio"] != 1
     assert "training_step" not in module.__dict__
 
-    module = Plain()
+    module = lightning_module(returns_rows=True)
     module.automatic_optimization = False
     with pytest.raises(ValueError, match="automatic optimization"):
         lightning.Trainer(**options).fit(module, DataLoader(data(), batch_size=32))
@@ -64,14 +47,9 @@ def test_lightning_balances_and_logs():
 def test_the_trainer_balances_without_a_subclass(tmp_path, parts):
     transformers = pytest.importorskip("transformers")
     from cggm.integrations.transformers import BalanceCallback
-    from with_transformers import ClipClassifier, Pairs
+    from with_transformers import Pairs
 
-    class Unlabelled(ClipClassifier):
-        def forward(self, input_ids, pixel_values, labels=None):
-            return super().forward(input_ids, pixel_values, torch.zeros(len(input_ids), dtype=torch.long))
-
-    torch.manual_seed(0)
-    model = Unlabelled()
+    model = unlabelled_clip()
     optimizer = CGGMOptimizerWrapper(
         torch.optim.AdamW(model.parameters(), lr=3e-3),
         model,

@@ -1,17 +1,12 @@
 """W&B, offline, and MLflow, in a folder: through Accelerate, Lightning and the Trainer, with the real packages."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from torch.nn import functional as F
+from loops import lightning_module, unlabelled_clip
 from torch.utils.data import DataLoader
 
 from cggm import CGGM, CGGMOptimizerWrapper
 from helpers import small_model, train, wrap
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 
 @pytest.fixture(params=["wandb", "mlflow"])
@@ -64,21 +59,7 @@ def test_lightning(tracker, tmp_path):
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
     from cggm.integrations.lightning import BalanceCallback
-    from with_accelerate import AudioVisual, data
-
-    class Plain(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = AudioVisual()
-
-        def configure_optimizers(self):
-            encoders = {"audio": "model.audio", "image": "model.image"}
-            base = torch.optim.SGD(self.parameters(), lr=0.1)
-            return CGGMOptimizerWrapper(base, self, encoders=encoders, head="model.head", policy=CGGM())
-
-        def training_step(self, batch, index):
-            audio, image, target = batch
-            return F.cross_entropy(self.model(audio, image), target)
+    from with_accelerate import data
 
     name, last = tracker
     logger = (
@@ -91,7 +72,7 @@ def test_lightning(tracker, tmp_path):
         max_steps=8, logger=logger, callbacks=[callback], accelerator="cpu", enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Plain(), DataLoader(data(), batch_size=32))
+    trainer.fit(lightning_module(returns_rows=False), DataLoader(data(), batch_size=32))
     found = callback.optimizer.statistics["coefficients"][1].item()
     assert last("coefficients/image") == pytest.approx(found)
     assert found != 1
@@ -102,15 +83,10 @@ def test_the_trainer(tracker, tmp_path):
     from transformers.integrations import MLflowCallback, WandbCallback
 
     from cggm.integrations.transformers import BalanceCallback
-    from with_transformers import ClipClassifier, Pairs
-
-    class Unlabelled(ClipClassifier):
-        def forward(self, input_ids, pixel_values, labels=None):
-            return super().forward(input_ids, pixel_values, torch.zeros(len(input_ids), dtype=torch.long))
+    from with_transformers import Pairs
 
     name, last = tracker
-    torch.manual_seed(0)
-    model = Unlabelled()
+    model = unlabelled_clip()
     optimizer = CGGMOptimizerWrapper(
         torch.optim.AdamW(model.parameters(), lr=3e-3),
         model,

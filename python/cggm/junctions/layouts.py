@@ -192,10 +192,9 @@ def infer_layout(features: Tensor, encoder: nn.Module, width: int | None, name: 
     is_first, is_last = features.shape[1] == width, features.shape[-1] == width
     if features.ndim > 5 or (features.ndim == 3 and _may_be_transposed(features, encoder)):
         pass
-    elif is_first != is_last and widths.isdisjoint(features.shape[2:] if is_first else features.shape[1:-1]):
-        return first if is_first else last
     elif is_first != is_last:
-        pass
+        if widths.isdisjoint(features.shape[2:] if is_first else features.shape[1:-1]):
+            return first if is_first else last
     elif features.ndim > 3 and convolutional:
         return first
     elif is_first and _is_chain(encoder) and layer is not None:

@@ -151,7 +151,7 @@ def explain(optimizer: Any, forward: Callable[[], Tensor], target: Tensor) -> Ex
 @contextmanager
 def _left_as_it_was(optimizer: Any) -> Iterator[None]:
     module = optimizer._model.module
-    buffers = {n: buffer.detach().clone() for n, buffer in module.named_buffers()}
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     gradients = [(p, p.grad) for p in module.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None

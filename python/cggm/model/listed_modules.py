@@ -46,6 +46,7 @@ class ListedModules(Watcher):
         self.forget()
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
     def forget(self) -> None:
         """Drop what has been kept of the last forward pass."""
@@ -69,6 +70,8 @@ class ListedModules(Watcher):
             ValueError: the first or the last module of a list did not run first or last.
             RuntimeError: the loss depends on what an inner module put out by another way than through the last module.
         """
+        if not self._unchecked:
+            return
         for name in self._unseen & self._unchecked - self._nodes.keys():
             self._unseen.discard(name)
             warn_user(

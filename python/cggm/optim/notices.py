@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
 from ..model.multimodal import MultimodalModel
 from ..user_warning import warn_user
@@ -59,8 +59,9 @@ class Notices:
                 "the model is in evaluation mode, in which modality dropout drops nothing: call model.train(), and "
                 "eval() on what must not change, as batch normalization",
             )
-        frozen = [name for name, module in model.classifiers.named_children() if _is_frozen(module)]
-        if classifiers and frozen:
+        children = model.classifiers.named_children() if classifiers else ()
+        frozen = [name for name, module in children if _is_frozen(module)]
+        if frozen:
             self._say(
                 "frozen",
                 f"the unimodal classifiers of {frozen} are frozen: model.requires_grad_(False) freezes them, too; call "
@@ -73,5 +74,5 @@ class Notices:
             warn_user(message)
 
 
-def _is_frozen(module: Any) -> bool:
+def _is_frozen(module: nn.Module) -> bool:
     return not next((p.requires_grad for p in module.parameters()), True)

@@ -18,7 +18,7 @@ TICKS = (-100, -30, -10, -5, 0, 5, 10, 30, 100)
 #: Method -> label, color of Okabe and Ito, marker.
 LINES = {
     "default": ("default", "#0072B2", "o"),
-    "without bound": ("former default", "#D55E00", "s"),
+    "without bound": ("without bound", "#D55E00", "s"),
     "mmpareto": ("MMPareto", "#009E73", "^"),
     "unimodal": ("unimodal losses", "#CC79A7", "D"),
     "joint-clipped": ("joint, clipped", "#777777", "x"),
